@@ -1,0 +1,160 @@
+"""sfumato: text-conditional diffusion, every part a plugin.
+
+What this module lists is public: plugins and programs import from here and from nowhere below. Names that need torch are
+imported when they are first used, so that `import sfumato` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from sfumato.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    PluginError,
+    SfumatoError,
+    suggestion,
+)
+from sfumato.hookspecs import hookimpl
+from sfumato.interfaces import (
+    Autoencoder,
+    Component,
+    Data,
+    Denoise,
+    Denoiser,
+    Guidance,
+    Loss,
+    LossWeight,
+    Metric,
+    MetricState,
+    NoiseSchedule,
+    Objective,
+    Sampler,
+    Split,
+    Study,
+    TextEncoder,
+    TimeGrid,
+    TimeSampler,
+    Tracker,
+    option,
+)
+from sfumato.prediction import PredictionType, like, noised, solve, target, x0_weight
+from sfumato.records import (
+    Batch,
+    Branch,
+    CheckpointSaved,
+    Finding,
+    Guided,
+    GuidanceStep,
+    Losses,
+    Noised,
+    Prediction,
+    SampleStep,
+    Space,
+    TextEmbedding,
+    TrainEnd,
+    TrainStart,
+    TrainStep,
+)
+from sfumato.tables import TableSchedule
+
+if TYPE_CHECKING:
+    from sfumato.modules import (
+        AutoencoderModule,
+        DenoiserModule,
+        JointEncoderModule,
+        ObjectiveModule,
+        TextEncoderModule,
+    )
+    from sfumato.pipeline import Pipeline
+    from sfumato.randomness import Draw
+    from sfumato.registry import Experiment, Registry, create
+    from sfumato.training import train
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "AutoencoderModule": "modules",
+    "DenoiserModule": "modules",
+    "Draw": "randomness",
+    "Experiment": "registry",
+    "JointEncoderModule": "modules",
+    "ObjectiveModule": "modules",
+    "Pipeline": "pipeline",
+    "Registry": "registry",
+    "TextEncoderModule": "modules",
+    "create": "registry",
+    "train": "training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'sfumato' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"sfumato.{_LAZY[name]}"), name)
+
+
+__all__ = [
+    "Autoencoder",
+    "AutoencoderModule",
+    "Batch",
+    "Branch",
+    "CheckpointError",
+    "CheckpointSaved",
+    "Component",
+    "ConfigError",
+    "Data",
+    "DataError",
+    "Denoise",
+    "Denoiser",
+    "DenoiserModule",
+    "Draw",
+    "Experiment",
+    "Finding",
+    "Guidance",
+    "GuidanceStep",
+    "Guided",
+    "JointEncoderModule",
+    "Loss",
+    "LossWeight",
+    "Losses",
+    "Metric",
+    "MetricState",
+    "NoiseSchedule",
+    "Noised",
+    "Objective",
+    "ObjectiveModule",
+    "Pipeline",
+    "PluginError",
+    "Prediction",
+    "PredictionType",
+    "Registry",
+    "SampleStep",
+    "Sampler",
+    "SfumatoError",
+    "Space",
+    "Split",
+    "Study",
+    "TableSchedule",
+    "TextEmbedding",
+    "TextEncoder",
+    "TextEncoderModule",
+    "TimeGrid",
+    "TimeSampler",
+    "Tracker",
+    "TrainEnd",
+    "TrainStart",
+    "TrainStep",
+    "create",
+    "hookimpl",
+    "like",
+    "noised",
+    "option",
+    "solve",
+    "suggestion",
+    "target",
+    "train",
+    "x0_weight",
+]

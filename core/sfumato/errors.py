@@ -1,0 +1,55 @@
+"""Errors that a person can act on: place, problem, remedy.
+
+Every error that sfumato raises on purpose is a `SfumatoError`. Its text is at most a few lines; the command line prints it
+without a traceback and ends with `exit_code` (2 for bad input, 1 for a failure).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class SfumatoError(Exception):
+    """Something went wrong that names its place, its problem and, where there is one, its remedy."""
+
+    exit_code = 1
+
+    def __init__(self, problem: str, *, place: str = "", remedy: str = "") -> None:
+        self.place, self.problem, self.remedy = place, problem, remedy
+        text = f"{place}: {problem}" if place else problem
+        super().__init__(f"{text}; {remedy}" if remedy else text)
+
+
+class ConfigError(SfumatoError):
+    """Settings or arguments are wrong. Several problems of one file are one error, a line each."""
+
+    exit_code = 2
+
+    @classmethod
+    def joined(cls, errors: Sequence[SfumatoError]) -> ConfigError:
+        """One error that lists all of `errors`."""
+        return cls("\n".join(str(error) for error in errors))
+
+
+class PluginError(SfumatoError):
+    """A plugin or one of its components breaks its contract."""
+
+
+class CheckpointError(SfumatoError):
+    """Weights or a run folder cannot be read or written."""
+
+
+class DataError(SfumatoError):
+    """A data source cannot give what was asked of it."""
+
+    exit_code = 2
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """The remedy for an unknown word: the nearest known one, or the list of all."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"known: {', '.join(known)}" if known else "there is none"

@@ -1,0 +1,365 @@
+"""The settings side of the interfaces: one abstract class for each kind of component.
+
+A component is an `attrs.frozen(kw_only=True)` class. Its fields are its options: from their types, validators and one-line
+docs come the YAML schema, the error messages and the reference. A component without weights (a schedule, a sampler) is the
+value itself; one with weights is its settings, and `build` takes what its neighbours impose, so that no option can contradict
+another. This module imports no torch: listing what is installed must be quick.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import attrs
+
+from sfumato.records import (
+    Branch,
+    Finding,
+    Guided,
+    GuidanceStep,
+    Noised,
+    Prediction,
+    SampleStep,
+    Space,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from sfumato.modules import (
+        AutoencoderModule,
+        DenoiserModule,
+        ObjectiveModule,
+        TextEncoderModule,
+    )
+    from sfumato.pipeline import Pipeline
+    from sfumato.prediction import PredictionType
+
+Denoise = Callable[["Tensor", "Tensor"], Guided]
+
+
+def option(default: Any = attrs.NOTHING, doc: str = "", *validators: Callable[..., Any]) -> Any:
+    """A field of a component: its default (none: required), one line of documentation, and attrs validators.
+
+    Bounds are read from the validators `ge`, `gt`, `le`, `lt` and `in_` of attrs: for the error message, for
+    `sfumato describe` and for the conformance kit.
+    """
+    return attrs.field(default=default, validator=list(validators), metadata={"doc": doc})
+
+
+class Component(ABC):
+    """Anything that YAML can name with `use:`. A subclass states `name`; its kind is that of its interface."""
+
+    kind: ClassVar[str]
+    name: ClassVar[str]
+
+
+class NoiseSchedule(Component):
+    """q(x_t given x0): how much signal and how much noise there is at each time."""
+
+    kind = "noise_schedule"
+
+    @property
+    def points(self) -> int | None:
+        """T of a table of T steps; None for a schedule in continuous time."""
+        return None
+
+    @abstractmethod
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma, shaped and typed as t, whose values lie in [0, 1]. sigma(0) is 0; sigma / alpha rises with t."""
+
+    def snr(self, t: Tensor) -> Tensor:
+        """The signal-to-noise ratio alpha^2 / sigma^2, as t; infinite at t = 0."""
+        alpha, sigma = self.alpha_sigma(t)
+        return (alpha / sigma) ** 2
+
+    def time_at(self, log_sigma_over_alpha: Tensor) -> Tensor:
+        """The time in [0, 1] at which log(sigma / alpha) has these values: float64, clamped to the schedule's range.
+
+        By bisection, to the last bit; a schedule with a closed form overrides it.
+        """
+        wanted = log_sigma_over_alpha.double()
+        low, high = wanted * 0, wanted * 0 + 1
+        for _ in range(60):
+            middle = (low + high) / 2
+            alpha, sigma = self.alpha_sigma(middle)
+            below = sigma.log() - alpha.log() < wanted
+            low, high = middle.where(below, low), high.where(below, middle)
+        return (low + high) / 2
+
+    def timestep(self, t: Tensor) -> Tensor:
+        """What networks call the timestep, like t: the classical index `max(T t - 1, 0)`, with T = 1000 where there is no table."""
+        return (t * (self.points or 1000) - 1).clamp(min=0)
+
+    def start_scale(self, t: float) -> float:
+        """The standard deviation of x_t for unit data: what unit noise is multiplied with to start at t."""
+        import torch
+
+        alpha, sigma = self.alpha_sigma(torch.tensor(t, dtype=torch.float64))
+        return math.hypot(float(alpha), float(sigma))
+
+
+class TimeGrid(Component):
+    """The times that inference visits."""
+
+    kind = "time_grid"
+
+    @abstractmethod
+    def times(self, steps: int, schedule: NoiseSchedule) -> Tensor:
+        """(steps + 1,) float64, strictly falling, from the noisiest time to the one at which the picture is done.
+
+        Raises:
+            ConfigError: `steps` is below 1, or above `schedule.points`.
+        """
+
+
+class TimeSampler(Component):
+    """The times that training draws."""
+
+    kind = "time_sampler"
+
+    @abstractmethod
+    def draw(self, u: Tensor, row: Tensor, rows: int, step: int, schedule: NoiseSchedule) -> Tensor:
+        """Times (B,) float64 in (0, 1]; on a table they are i / T.
+
+        Args:
+            u: (B,) float64, uniform in (0, 1].
+            row: (B,) int64, places in the global batch of `rows`, so that stratified draws do not depend on ranks.
+            rows: the size of the global batch.
+            step: the step of the stage, from 0.
+            schedule: what the times are for.
+        """
+
+
+class TextEncoder(Component):
+    """Prompts to embeddings."""
+
+    kind = "text_encoder"
+
+    def fit(self, captions: Sequence[str]) -> Mapping[str, bytes]:
+        """Learns what is not learnt by gradients, such as a vocabulary: files by name, for `build` and the checkpoint."""
+        return {}
+
+    @abstractmethod
+    def build(self, files: Mapping[str, bytes]) -> TextEncoderModule:
+        """The module, from what `fit` returned or from the `files` of the module that a checkpoint holds."""
+
+
+class Denoiser(Component):
+    """Predicts epsilon (or x0, v, flow) from x_t, t and the text."""
+
+    kind = "denoiser"
+
+    @abstractmethod
+    def build(self, space: Space) -> DenoiserModule:
+        """The module, for this space.
+
+        Raises:
+            ConfigError: the options do not fit the space, such as a height that the levels do not divide.
+        """
+
+
+class Autoencoder(Component):
+    """Pixels to latents."""
+
+    kind = "autoencoder"
+
+    @abstractmethod
+    def build(self) -> AutoencoderModule:
+        """The module."""
+
+
+class Loss(Component):
+    """Compares a prediction with its target."""
+
+    kind = "loss"
+
+    @abstractmethod
+    def __call__(self, output: Tensor, target: Tensor, noised: Noised) -> Tensor:
+        """Unreduced losses (B,), float32: the mean over all but the batch of output against target, (B, C, H, W) each."""
+
+
+class LossWeight(Component):
+    """How much each time counts."""
+
+    kind = "loss_weight"
+
+    @abstractmethod
+    def __call__(self, noised: Noised, prediction: PredictionType) -> Tensor:
+        """Weights (B,) on the loss of this prediction type, such that x0 is weighted alike for every type."""
+
+
+class Guidance(Component):
+    """Which predictions a step needs, and how they combine."""
+
+    kind = "guidance"
+    uses_negatives: ClassVar[bool] = False
+    """Whether negative prompts reach it; giving one to a guidance that ignores it is an error."""
+
+    @abstractmethod
+    def branches(self, step: GuidanceStep, negatives: int) -> Mapping[str, Branch]:
+        """The predictions that `combine` wants at this step, by a name of its own; at least one.
+
+        Args:
+            step: where the reverse process stands.
+            negatives: how many negative texts each prompt has (short lists are filled up with the null condition).
+        """
+
+    @abstractmethod
+    def combine(
+        self,
+        predictions: Mapping[str, Prediction],
+        step: GuidanceStep,
+        guided: Guided | None,
+        memory: Any,
+    ) -> tuple[Guided, Any]:
+        """One estimate from the branches. Pure, and per example: never across the batch.
+
+        Args:
+            predictions: what `branches` asked for, under the same names.
+            step: as for `branches`.
+            guided: the result of the previous link of a chain; None at its head.
+            memory: what this method returned last time on this trajectory; None at first.
+
+        Returns:
+            The estimate, and what to remember.
+        """
+
+
+class Sampler(Component):
+    """The reverse process. It does not know that guidance exists."""
+
+    kind = "sampler"
+
+    @abstractmethod
+    def run(
+        self,
+        denoise: Denoise,
+        schedule: NoiseSchedule,
+        x: Tensor,
+        times: Tensor,
+        noise: Callable[[], Tensor],
+    ) -> Iterator[SampleStep]:
+        """Walks x down the times; local variables are its memory, so a multistep method reads like its paper.
+
+        Args:
+            denoise: (x, t) to x0 and eps with guidance applied, t one of `times`, or a time between two of them.
+            schedule: alpha and sigma at any time.
+            x: (B, C, H, W), the start, at times[0].
+            times: (steps + 1,) float64 on the CPU, falling.
+            noise: a fresh unit Gaussian like x at each call.
+
+        Yields:
+            A step for each interval; the last one's x is the result.
+        """
+
+
+class Objective(Component):
+    """What one training stage minimises."""
+
+    kind = "objective"
+    trains: ClassVar[Literal["text_encoder", "denoiser"]]
+    """The slot of the pipeline whose weights this objective moves."""
+
+    @abstractmethod
+    def build(self, pipeline: Pipeline) -> ObjectiveModule:
+        """The module, on the shared pipeline; all that it does not train is frozen and in eval mode."""
+
+
+class Split(ABC):
+    """One part of a data source: a map from an index to a captioned picture."""
+
+    dropped: int = 0
+    """How many examples were left out because they could not be read."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """The number of examples."""
+
+    @abstractmethod
+    def example(self, index: int) -> tuple[Tensor, str]:
+        """Picture (3, H, W) float32 in [-1, 1] and caption; the same for the same index.
+
+        Raises:
+            DataError: the example cannot be read.
+        """
+
+    @abstractmethod
+    def caption(self, index: int) -> str:
+        """The caption alone, without drawing or reading the picture."""
+
+
+class Data(Component):
+    """Captioned pictures of one size."""
+
+    kind = "data"
+
+    @property
+    @abstractmethod
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+
+    @abstractmethod
+    def split(self, name: Literal["train", "test"]) -> Split:
+        """The examples to train on, or those held out.
+
+        Raises:
+            DataError: the source is missing or holds nothing usable.
+        """
+
+
+class Tracker(Component):
+    """Where numbers and pictures go while a run goes on."""
+
+    kind = "tracker"
+
+    @abstractmethod
+    def build(self, run: Path) -> object:
+        """An object with hook implementations (`sfumato.hookimpl`); one that raises is switched off, the run goes on."""
+
+
+class MetricState(ABC):
+    """A measurement under way."""
+
+    @abstractmethod
+    def update(self, images: Tensor, prompts: Sequence[str]) -> None:
+        """Takes in images (B, 3, H, W) in [-1, 1] and the prompts that they should show."""
+
+    @abstractmethod
+    def compute(self) -> Mapping[str, float]:
+        """The numbers, by name."""
+
+
+class Metric(Component):
+    """A measured property of samples."""
+
+    kind = "metric"
+
+    @abstractmethod
+    def build(self, pipeline: Pipeline) -> MetricState:
+        """An empty measurement.
+
+        Raises:
+            ConfigError: the pipeline has not what this metric needs.
+        """
+
+
+class Study(Component):
+    """A question about a trained pipeline, answered with numbers and one picture."""
+
+    kind = "study"
+
+    @abstractmethod
+    def run(self, pipeline: Pipeline, seed: int, steps: int) -> Finding:
+        """The answer.
+
+        Args:
+            pipeline: trained, in eval mode.
+            seed: of all noise.
+            steps: sampling steps.
+        """

@@ -1,0 +1,137 @@
+"""The torch side of the interfaces: what `build` returns, an `nn.Module` with a contract.
+
+Settings (see `interfaces`) are light values that YAML can hold; what they build is here. A module knows nothing about YAML,
+plugins, run folders or devices.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from sfumato.prediction import PredictionType
+from sfumato.records import Batch, Losses, TextEmbedding
+
+if TYPE_CHECKING:
+    from sfumato.randomness import Draw
+
+
+class TextEncoderModule(nn.Module, ABC):
+    """Prompts to embeddings.
+
+    Attributes:
+        width: D, of the tokens.
+        pooled_width: P, of the pooled vector.
+        positions: the most tokens that one prompt may have, start and end included.
+        files: what, beside the weights, makes this module again (a vocabulary, a configuration), by
+            file name. They are stored in the checkpoint and come back through `TextEncoder.build`.
+    """
+
+    width: int
+    pooled_width: int
+    positions: int
+    files: Mapping[str, bytes]
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> TextEmbedding:
+        """Embeds B prompts, each independently of its neighbours, on the device of the weights.
+
+        Raises:
+            ConfigError: a prompt has more tokens than `positions`; nothing is cut off in silence.
+        """
+
+    def null(self, batch: int) -> TextEmbedding:
+        """The null condition, `batch` times: what replaces the text in condition dropout and guidance.
+
+        The one definition for training and for sampling. By default it is the empty prompt.
+        """
+        return self.encode([""] * batch)
+
+
+class JointEncoderModule(TextEncoderModule):
+    """A text encoder with an image encoder in the same space, such as CLIP."""
+
+    @abstractmethod
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1], of any size, to vectors (B, P), not normalised."""
+
+    @property
+    @abstractmethod
+    def logit_scale(self) -> Tensor:
+        """The learnt factor on cosine similarities, (), already out of log space."""
+
+
+class DenoiserModule(nn.Module, ABC):
+    """Predicts epsilon, x0, v or flow, as `prediction` says."""
+
+    prediction: PredictionType
+
+    @abstractmethod
+    def forward(self, x_t: Tensor, t: Tensor, condition: Any, variant: str | None = None) -> Tensor:
+        """One prediction for each example, independent of the others in the batch.
+
+        Args:
+            x_t: (B, C, H, W).
+            t: (B,) float64 in [0, 1].
+            condition: the `TextEmbedding` of the prompts, or what `precompute` made of it.
+            variant: one of `variants()`.
+
+        Returns:
+            Like x_t.
+        """
+
+    def variants(self) -> frozenset[str]:
+        """The perturbed forms of itself that guidance may ask for."""
+        return frozenset()
+
+    def precompute(self, text: TextEmbedding, times: Tensor) -> Any:
+        """All that does not change from step to step, to be handed to `forward` as its condition.
+
+        Args:
+            text: B prompts.
+            times: (steps,) float64, the times at which `forward` will be called.
+        """
+        return text
+
+
+class AutoencoderModule(nn.Module, ABC):
+    """Pixels to latents and back.
+
+    Attributes:
+        channels: C of the latents.
+        factor: how many pixels one latent is high and wide.
+    """
+
+    channels: int
+    factor: int
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] to scaled latents (B, C, H / factor, W / factor)."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents to images, the reverse of `encode`; values may leave [-1, 1]."""
+
+
+class ObjectiveModule(nn.Module, ABC):
+    """What one training stage minimises. Its parameters that ask for gradients are what is trained."""
+
+    @abstractmethod
+    def losses(self, batch: Batch, draw: Draw) -> Losses:
+        """Losses per example, (B,): the loop reduces them, once.
+
+        Args:
+            batch: B rows of the global batch.
+            draw: the randomness of these rows at this step; nothing else may be random.
+        """
+
+    def forward(self, batch: Batch, draw: Draw) -> Losses:
+        """`losses`, through the door that wrappers for many devices hook into."""
+        return self.losses(batch, draw)
+
+    def after_step(self) -> None:
+        """Called after each optimiser step, to project parameters back where they belong."""

@@ -1,0 +1,205 @@
+"""The nouns that components hand to each other. Records are frozen and know nothing about how they are made.
+
+Shape letters, here and in every docstring of the project:
+
+    B batch      C H W the diffused tensor      L text tokens      D token width      P pooled width
+
+Time `t` is continuous in [0, 1]: 0 is clean, 1 is noise. The forward process is `x_t = alpha x0 + sigma eps`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import attrs
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from sfumato.interfaces import NoiseSchedule
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class TextEmbedding:
+    """What a text encoder says of B prompts.
+
+    Attributes:
+        tokens: (B, L, D), for cross-attention.
+        mask: (B, L) bool, True at the tokens that belong to the prompt.
+        pooled: (B, P), one vector for the whole prompt.
+        extra: further vectors (B, n) by name, such as SDXL's size conditioning.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    pooled: Tensor
+    extra: Mapping[str, Tensor] = attrs.field(factory=dict)
+
+    def __len__(self) -> int:
+        return int(self.tokens.shape[0])
+
+    def map(self, function: Callable[..., Tensor], *others: TextEmbedding) -> TextEmbedding:
+        """Applies `function` field by field, to the tensors of self and of `others`, all with the same `extra`."""
+        return TextEmbedding(
+            tokens=function(self.tokens, *(other.tokens for other in others)),
+            mask=function(self.mask, *(other.mask for other in others)),
+            pooled=function(self.pooled, *(other.pooled for other in others)),
+            extra={
+                name: function(value, *(other.extra[name] for other in others))
+                for name, value in self.extra.items()
+            },
+        )
+
+
+@attrs.frozen(kw_only=True)
+class Space:
+    """What its neighbours impose on a denoiser: the tensor it works on, the text it hears, the clock it lives by."""
+
+    channels: int
+    height: int
+    width: int
+    text_width: int
+    pooled_width: int
+    schedule: NoiseSchedule
+    extra_widths: Mapping[str, int] = attrs.field(factory=dict)
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Batch:
+    """Captioned pictures of one training step: images (B, 3, H, W) float32 in [-1, 1].
+
+    `rows` (B,) int64 are the places in the *global* batch of `total` rows, so that nothing depends on how many ranks share
+    it; `examples` (B,) int64 are indices into the data.
+    """
+
+    images: Tensor
+    captions: tuple[str, ...]
+    examples: Tensor
+    rows: Tensor
+    total: int
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Noised:
+    """A batch after the forward process: x_t, x0, eps (B, C, H, W); t, alpha, sigma (B,) float64."""
+
+    x_t: Tensor
+    x0: Tensor
+    eps: Tensor
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Losses:
+    """What an objective returns: `values` (B,) to be minimised in the mean, `numbers` (B,) each, to be logged in the mean."""
+
+    values: Tensor
+    numbers: Mapping[str, Tensor] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class Branch:
+    """One prediction that a guidance asks for.
+
+    Attributes:
+        text: which text conditions it.
+        index: which of the negatives, where `text` is "negative".
+        variant: which perturbed form of the denoiser (see `DenoiserModule.variants`); None is the plain one.
+        model: which denoiser of the pipeline: "main" or "weak".
+        against: for methods that act inside attention, the text that this branch is held against.
+    """
+
+    text: Literal["prompt", "negative", "null"] = "prompt"
+    index: int = 0
+    variant: str | None = None
+    model: Literal["main", "weak"] = "main"
+    against: Literal["prompt", "negative", "null"] | None = None
+
+
+@attrs.frozen(eq=False)
+class Prediction:
+    """One branch's estimate of x0 and eps, (B, C, H, W) each, with `x_t = alpha x0 + sigma eps`."""
+
+    x0: Tensor
+    eps: Tensor
+
+
+class Guided(Prediction):
+    """What a guidance made of the branches. x0 and eps may differ on purpose: CFG++ renoises with the unconditional eps."""
+
+
+@attrs.frozen(kw_only=True)
+class GuidanceStep:
+    """Where the reverse process stands, in host floats, so that a branch can be absent at no cost."""
+
+    t: float
+    alpha: float
+    sigma: float
+    index: int
+    steps: int
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class SampleStep:
+    """One finished step of a sampler: `x` at the time `t` that it arrived at, and the `x0` estimate that led there."""
+
+    index: int
+    t: float
+    x: Tensor
+    x0: Tensor
+
+
+@attrs.frozen(kw_only=True)
+class TrainStart:
+    """A stage is about to train `parameters` numbers for `steps` optimiser steps."""
+
+    run: Path
+    stage: str
+    steps: int
+    parameters: int
+
+
+@attrs.frozen(kw_only=True)
+class TrainStep:
+    """One optimiser step. `step` counts across stages from 1, `stage_step` within the stage; `numbers` are the objective's."""
+
+    stage: str
+    step: int
+    stage_step: int
+    stage_steps: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    seconds: float
+    numbers: Mapping[str, float] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class CheckpointSaved:
+    """A checkpoint is complete on disk."""
+
+    path: Path
+    step: int
+
+
+@attrs.frozen(kw_only=True)
+class TrainEnd:
+    """A stage has ended, or the run has (`stage` is then None, and `results` holds what was measured)."""
+
+    run: Path
+    stage: str | None
+    results: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Finding:
+    """What a study found: numbers for `run.json`, more detail for the JSON beside the picture, and the picture."""
+
+    numbers: Mapping[str, Any]
+    details: Mapping[str, Any] = attrs.field(factory=dict)
+    picture: Image | None = None
