@@ -1,7 +1,7 @@
 """sfumato: text-conditional diffusion, every part a plugin.
 
-What this module lists is public: plugins and programs import from here and from nowhere below. Names that need torch are
-imported when they are first used, so that `import sfumato` is quick.
+What this module lists is public: plugins and programs import from here and from nowhere below.
+Names that need torch are imported when they are first used, so that `import sfumato` is quick.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from sfumato.interfaces import (
     TimeSampler,
     Tracker,
     option,
+    required,
 )
 from sfumato.prediction import PredictionType, like, noised, solve, target, x0_weight
 from sfumato.records import (
@@ -46,8 +47,8 @@ from sfumato.records import (
     Branch,
     CheckpointSaved,
     Finding,
-    Guided,
     GuidanceStep,
+    Guided,
     Losses,
     Noised,
     Prediction,
@@ -61,6 +62,7 @@ from sfumato.records import (
 from sfumato.tables import TableSchedule
 
 if TYPE_CHECKING:
+    from sfumato.experiment import Experiment
     from sfumato.modules import (
         AutoencoderModule,
         DenoiserModule,
@@ -70,7 +72,7 @@ if TYPE_CHECKING:
     )
     from sfumato.pipeline import Pipeline
     from sfumato.randomness import Draw
-    from sfumato.registry import Experiment, Registry, create
+    from sfumato.registry import Registry, create
     from sfumato.training import train
 
 __version__ = "0.1.0"
@@ -79,7 +81,7 @@ _LAZY = {
     "AutoencoderModule": "modules",
     "DenoiserModule": "modules",
     "Draw": "randomness",
-    "Experiment": "registry",
+    "Experiment": "experiment",
     "JointEncoderModule": "modules",
     "ObjectiveModule": "modules",
     "Pipeline": "pipeline",
@@ -152,6 +154,7 @@ __all__ = [
     "like",
     "noised",
     "option",
+    "required",
     "solve",
     "suggestion",
     "target",

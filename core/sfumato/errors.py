@@ -1,17 +1,21 @@
 """Errors that a person can act on: place, problem, remedy.
 
-Every error that sfumato raises on purpose is a `SfumatoError`. Its text is at most a few lines; the command line prints it
-without a traceback and ends with `exit_code` (2 for bad input, 1 for a failure).
+Every error that sfumato raises on purpose is a `SfumatoError`. Its text is at most a few lines; the
+command line prints it without a traceback and ends with `exit_code` (2 for bad input, 1 for a
+failure).
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 
 class SfumatoError(Exception):
-    """Something went wrong that names its place, its problem and, where there is one, its remedy."""
+    """Something went wrong; the text names place, problem and, where there is one, remedy."""
 
     exit_code = 1
 

@@ -1,13 +1,16 @@
-"""What a plugin may add to sfumato, and what it may watch. Hooks return nothing but what they register."""
+"""What a plugin may add to sfumato, and what it may watch. Hooks return nothing but what they
+register.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import pluggy
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sfumato.interfaces import Component
     from sfumato.records import CheckpointSaved, SampleStep, TrainEnd, TrainStart, TrainStep
 

@@ -1,9 +1,10 @@
 """The settings side of the interfaces: one abstract class for each kind of component.
 
-A component is an `attrs.frozen(kw_only=True)` class. Its fields are its options: from their types, validators and one-line
-docs come the YAML schema, the error messages and the reference. A component without weights (a schedule, a sampler) is the
-value itself; one with weights is its settings, and `build` takes what its neighbours impose, so that no option can contradict
-another. This module imports no torch: listing what is installed must be quick.
+A component is an `attrs.frozen(kw_only=True)` class. Its fields are its options: from their types,
+validators and one-line docs come the YAML schema, the error messages and the reference. A component
+without weights (a schedule, a sampler) is the value itself; one with weights is its settings, and
+`build` takes what its neighbours impose, so that no option can contradict another. This module
+imports no torch: listing what is installed must be quick.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import attrs
 from sfumato.records import (
     Branch,
     Finding,
-    Guided,
     GuidanceStep,
+    Guided,
     Noised,
     Prediction,
     SampleStep,
@@ -44,16 +45,23 @@ Denoise = Callable[["Tensor", "Tensor"], Guided]
 
 
 def option(default: Any = attrs.NOTHING, doc: str = "", *validators: Callable[..., Any]) -> Any:
-    """A field of a component: its default (none: required), one line of documentation, and attrs validators.
+    """A field of a component: its default, one line of documentation, and attrs validators.
 
-    Bounds are read from the validators `ge`, `gt`, `le`, `lt` and `in_` of attrs: for the error message, for
-    `sfumato describe` and for the conformance kit.
+    Bounds are read from the validators `ge`, `gt`, `le`, `lt` and `in_` of attrs: for the error
+    message, for `sfumato describe` and for the conformance kit.
     """
-    return attrs.field(default=default, validator=list(validators), metadata={"doc": doc})
+    return attrs.field(default=default, validator=list(validators) or None, metadata={"doc": doc})
+
+
+def required(doc: str, *validators: Callable[..., Any]) -> Any:
+    """An option without a default."""
+    return option(attrs.NOTHING, doc, *validators)
 
 
 class Component(ABC):
-    """Anything that YAML can name with `use:`. A subclass states `name`; its kind is that of its interface."""
+    """Anything that YAML can name with `use:`. A subclass states `name`; its kind is that of its
+    interface.
+    """
 
     kind: ClassVar[str]
     name: ClassVar[str]
@@ -71,7 +79,9 @@ class NoiseSchedule(Component):
 
     @abstractmethod
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma, shaped and typed as t, whose values lie in [0, 1]. sigma(0) is 0; sigma / alpha rises with t."""
+        """Alpha and sigma, shaped and typed as t, whose values lie in [0, 1]. sigma(0) is 0; sigma
+        / alpha rises with t.
+        """
 
     def snr(self, t: Tensor) -> Tensor:
         """The signal-to-noise ratio alpha^2 / sigma^2, as t; infinite at t = 0."""
@@ -79,7 +89,8 @@ class NoiseSchedule(Component):
         return (alpha / sigma) ** 2
 
     def time_at(self, log_sigma_over_alpha: Tensor) -> Tensor:
-        """The time in [0, 1] at which log(sigma / alpha) has these values: float64, clamped to the schedule's range.
+        """The time in [0, 1] at which log(sigma / alpha) has these values: float64, clamped to the
+        schedule's range.
 
         By bisection, to the last bit; a schedule with a closed form overrides it.
         """
@@ -93,11 +104,15 @@ class NoiseSchedule(Component):
         return (low + high) / 2
 
     def timestep(self, t: Tensor) -> Tensor:
-        """What networks call the timestep, like t: the classical index `max(T t - 1, 0)`, with T = 1000 where there is no table."""
+        """What networks call the timestep, like t: the classical index `max(T t - 1, 0)`, with T =
+        1000 where there is no table.
+        """
         return (t * (self.points or 1000) - 1).clamp(min=0)
 
     def start_scale(self, t: float) -> float:
-        """The standard deviation of x_t for unit data: what unit noise is multiplied with to start at t."""
+        """The standard deviation of x_t for unit data: what unit noise is multiplied with to start
+        at t.
+        """
         import torch
 
         alpha, sigma = self.alpha_sigma(torch.tensor(t, dtype=torch.float64))
@@ -111,7 +126,8 @@ class TimeGrid(Component):
 
     @abstractmethod
     def times(self, steps: int, schedule: NoiseSchedule) -> Tensor:
-        """(steps + 1,) float64, strictly falling, from the noisiest time to the one at which the picture is done.
+        """(steps + 1,) float64, strictly falling, from the noisiest time to the one at which the
+        picture is done.
 
         Raises:
             ConfigError: `steps` is below 1, or above `schedule.points`.
@@ -129,7 +145,8 @@ class TimeSampler(Component):
 
         Args:
             u: (B,) float64, uniform in (0, 1].
-            row: (B,) int64, places in the global batch of `rows`, so that stratified draws do not depend on ranks.
+            row: (B,) int64, places in the global batch of `rows`, so that stratified draws do not
+                depend on ranks.
             rows: the size of the global batch.
             step: the step of the stage, from 0.
             schedule: what the times are for.
@@ -142,12 +159,16 @@ class TextEncoder(Component):
     kind = "text_encoder"
 
     def fit(self, captions: Sequence[str]) -> Mapping[str, bytes]:
-        """Learns what is not learnt by gradients, such as a vocabulary: files by name, for `build` and the checkpoint."""
+        """Learns what is not learnt by gradients, such as a vocabulary: files by name, for `build`
+        and the checkpoint.
+        """
         return {}
 
     @abstractmethod
     def build(self, files: Mapping[str, bytes]) -> TextEncoderModule:
-        """The module, from what `fit` returned or from the `files` of the module that a checkpoint holds."""
+        """The module, from what `fit` returned or from the `files` of the module that a checkpoint
+        holds.
+        """
 
 
 class Denoiser(Component):
@@ -160,7 +181,8 @@ class Denoiser(Component):
         """The module, for this space.
 
         Raises:
-            ConfigError: the options do not fit the space, such as a height that the levels do not divide.
+            ConfigError: the options do not fit the space, such as a height that the levels do not
+                divide.
         """
 
 
@@ -181,7 +203,9 @@ class Loss(Component):
 
     @abstractmethod
     def __call__(self, output: Tensor, target: Tensor, noised: Noised) -> Tensor:
-        """Unreduced losses (B,), float32: the mean over all but the batch of output against target, (B, C, H, W) each."""
+        """Unreduced losses (B,), float32: the mean over all but the batch of output against target,
+        (B, C, H, W) each.
+        """
 
 
 class LossWeight(Component):
@@ -191,7 +215,9 @@ class LossWeight(Component):
 
     @abstractmethod
     def __call__(self, noised: Noised, prediction: PredictionType) -> Tensor:
-        """Weights (B,) on the loss of this prediction type, such that x0 is weighted alike for every type."""
+        """Weights (B,) on the loss of this prediction type, such that x0 is weighted alike for
+        every type.
+        """
 
 
 class Guidance(Component):
@@ -207,7 +233,8 @@ class Guidance(Component):
 
         Args:
             step: where the reverse process stands.
-            negatives: how many negative texts each prompt has (short lists are filled up with the null condition).
+            negatives: how many negative texts each prompt has (short lists are filled up with the
+                null condition).
         """
 
     @abstractmethod
@@ -245,10 +272,12 @@ class Sampler(Component):
         times: Tensor,
         noise: Callable[[], Tensor],
     ) -> Iterator[SampleStep]:
-        """Walks x down the times; local variables are its memory, so a multistep method reads like its paper.
+        """Walks x down the times; local variables are its memory, so a multistep method reads like
+        its paper.
 
         Args:
-            denoise: (x, t) to x0 and eps with guidance applied, t one of `times`, or a time between two of them.
+            denoise: (x, t) to x0 and eps with guidance applied, t one of `times`, or a time between
+                two of them.
             schedule: alpha and sigma at any time.
             x: (B, C, H, W), the start, at times[0].
             times: (steps + 1,) float64 on the CPU, falling.
@@ -266,9 +295,16 @@ class Objective(Component):
     trains: ClassVar[Literal["text_encoder", "denoiser"]]
     """The slot of the pipeline whose weights this objective moves."""
 
+    @property
+    def text_dropout(self) -> float | None:
+        """The share of texts replaced by the null condition; None where that has no meaning."""
+        return None
+
     @abstractmethod
     def build(self, pipeline: Pipeline) -> ObjectiveModule:
-        """The module, on the shared pipeline; all that it does not train is frozen and in eval mode."""
+        """The module, on the shared pipeline; all that it does not train is frozen and in eval
+        mode.
+        """
 
 
 class Split(ABC):
@@ -320,7 +356,9 @@ class Tracker(Component):
 
     @abstractmethod
     def build(self, run: Path) -> object:
-        """An object with hook implementations (`sfumato.hookimpl`); one that raises is switched off, the run goes on."""
+        """An object with hook implementations (`sfumato.hookimpl`); one that raises is switched
+        off, the run goes on.
+        """
 
 
 class MetricState(ABC):
@@ -355,11 +393,10 @@ class Study(Component):
     kind = "study"
 
     @abstractmethod
-    def run(self, pipeline: Pipeline, seed: int, steps: int) -> Finding:
+    def run(self, pipeline: Pipeline, seed: int) -> Finding:
         """The answer.
 
         Args:
             pipeline: trained, in eval mode.
             seed: of all noise.
-            steps: sampling steps.
         """

@@ -1,22 +1,22 @@
 """The torch side of the interfaces: what `build` returns, an `nn.Module` with a contract.
 
-Settings (see `interfaces`) are light values that YAML can hold; what they build is here. A module knows nothing about YAML,
-plugins, run folders or devices.
+Settings (see `interfaces`) are light values that YAML can hold; what they build is here. A module
+knows nothing about YAML, plugins, run folders or devices.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from sfumato.prediction import PredictionType
-from sfumato.records import Batch, Losses, TextEmbedding
-
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sfumato.prediction import PredictionType
     from sfumato.randomness import Draw
+    from sfumato.records import Batch, Losses, TextEmbedding
 
 
 class TextEncoderModule(nn.Module, ABC):
@@ -44,7 +44,8 @@ class TextEncoderModule(nn.Module, ABC):
         """
 
     def null(self, batch: int) -> TextEmbedding:
-        """The null condition, `batch` times: what replaces the text in condition dropout and guidance.
+        """The null condition, `batch` times: what replaces the text in condition dropout and
+        guidance.
 
         The one definition for training and for sampling. By default it is the empty prompt.
         """
@@ -118,7 +119,7 @@ class AutoencoderModule(nn.Module, ABC):
 
 
 class ObjectiveModule(nn.Module, ABC):
-    """What one training stage minimises. Its parameters that ask for gradients are what is trained."""
+    """What one training stage minimises. Parameters that ask for gradients are trained."""
 
     @abstractmethod
     def losses(self, batch: Batch, draw: Draw) -> Losses:

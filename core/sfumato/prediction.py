@@ -7,8 +7,8 @@ With a = alpha and b = sigma, `x_t = a x0 + b eps` and a network may predict
     v        a eps - b x0            (Salimans & Ho, 2022, arXiv:2202.00512)
     flow     eps - x0                (Lipman et al., 2022, arXiv:2210.02747)
 
-Each of them and x_t give x0 and eps by solving two linear equations, for any (a, b), variance preserving or not. Everything
-else in the project speaks x0 and eps only.
+Each of them and x_t give x0 and eps by solving two linear equations, for any (a, b), variance
+preserving or not. Everything else in the project speaks x0 and eps only.
 """
 
 from __future__ import annotations
@@ -25,14 +25,17 @@ PredictionType = Literal["epsilon", "x0", "v", "flow"]
 
 
 def like(value: Tensor, x: Tensor) -> Tensor:
-    """Numbers (B,) shaped (B, 1, 1, 1) and typed as x (B, C, H, W), to multiply it; a 0-dimensional one stays as it is."""
+    """Numbers (B,) shaped (B, 1, 1, 1) and typed as x (B, C, H, W), to multiply it; a 0-dimensional
+    one stays as it is.
+    """
     if value.dim() == 0:
         return value
     return value.to(x).reshape(-1, *(1,) * (x.dim() - 1))
 
 
 def noised(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The forward process in closed form, x_t = alpha x0 + sigma eps (Ho et al., 2020, arXiv:2006.11239, Equation 4).
+    """The forward process in closed form, x_t = alpha x0 + sigma eps (Ho et al., 2020,
+    arXiv:2006.11239, Equation 4).
 
     Args:
         x0: (B, C, H, W).
@@ -90,7 +93,9 @@ def solve(
 
 
 def x0_weight(kind: PredictionType, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The weight on the squared x0 error that equals the plain squared error of this kind of output, shaped as alpha."""
+    """The weight on the squared x0 error that equals the plain squared error of this kind of
+    output, shaped as alpha.
+    """
     match kind:
         case "epsilon":
             return (alpha / sigma) ** 2

@@ -1,9 +1,10 @@
 """Randomness as a function, not a state: a value for every (seed, stream, example, draw, element).
 
-Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) turns a key and a counter into four
-32-bit words. Here the key is a hash of (seed, stream), and the counter is (element, draw, example low, example high). So
-example k gets the same noise alone or in any batch, on one rank or on eight, on a CPU or a GPU, and a run has no generator
-state to save. Integers are equal bit for bit everywhere; normals (Box-Muller in float64, then cast) to 1e-6.
+Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) turns a key
+and a counter into four 32-bit words. Here the key is a hash of (seed, stream), and the counter is
+(element, draw, example low, example high). So example k gets the same noise alone or in any batch,
+on one rank or on eight, on a CPU or a GPU, and a run has no generator state to save. Integers are
+equal bit for bit everywhere; normals (Box-Muller in float64, then cast) to 1e-6.
 """
 
 from __future__ import annotations
@@ -40,10 +41,11 @@ def philox(
     Returns:
         Four int64 tensors of the broadcast shape, in [0, 2^32).
     """
-    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)  # type: ignore[no-untyped-call]
     k0, k1 = key
     for _ in range(10):
-        # int64 wraps at 2^64, which keeps the low 64 bits of the product; the mask undoes the sign of the shift.
+        # int64 wraps at 2^64, which keeps the low 64 bits of the product; the mask undoes the
+        # sign of the shift.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = (
             (p1 >> 32 & _MASK) ^ c1 ^ k0,
@@ -57,7 +59,8 @@ def philox(
 
 @attrs.frozen(eq=False, kw_only=True)
 class Draw:
-    """The random values of B examples at one draw (a training step, or one call for noise of a sampler).
+    """The random values of B examples at one draw (a training step, or one call for noise of a
+    sampler).
 
     Attributes:
         seed: one number for all examples, or one for each.

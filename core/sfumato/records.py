@@ -1,10 +1,12 @@
-"""The nouns that components hand to each other. Records are frozen and know nothing about how they are made.
+"""The nouns that components hand to each other. Records are frozen and know nothing about how they
+are made.
 
 Shape letters, here and in every docstring of the project:
 
     B batch      C H W the diffused tensor      L text tokens      D token width      P pooled width
 
-Time `t` is continuous in [0, 1]: 0 is clean, 1 is noise. The forward process is `x_t = alpha x0 + sigma eps`.
+Time `t` is continuous in [0, 1]: 0 is clean, 1 is noise. The forward process is `x_t = alpha x0 +
+sigma eps`.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ class TextEmbedding:
         return int(self.tokens.shape[0])
 
     def map(self, function: Callable[..., Tensor], *others: TextEmbedding) -> TextEmbedding:
-        """Applies `function` field by field, to the tensors of self and of `others`, all with the same `extra`."""
+        """Applies `function` field by field, to the tensors of self and of `others`, all with the
+        same `extra`.
+        """
         return TextEmbedding(
             tokens=function(self.tokens, *(other.tokens for other in others)),
             mask=function(self.mask, *(other.mask for other in others)),
@@ -53,10 +57,20 @@ class TextEmbedding:
             },
         )
 
+    def replaced(self, rows: Tensor, by: TextEmbedding) -> TextEmbedding:
+        """With those prompts taken from `by` where `rows` (B,) bool is True."""
+
+        def pick(own: Tensor, other: Tensor) -> Tensor:
+            return other.where(rows.reshape(-1, *(1,) * (own.dim() - 1)), own)
+
+        return self.map(pick, by)
+
 
 @attrs.frozen(kw_only=True)
 class Space:
-    """What its neighbours impose on a denoiser: the tensor it works on, the text it hears, the clock it lives by."""
+    """What its neighbours impose on a denoiser: the tensor it works on, the text it hears, the
+    clock it lives by.
+    """
 
     channels: int
     height: int
@@ -71,8 +85,8 @@ class Space:
 class Batch:
     """Captioned pictures of one training step: images (B, 3, H, W) float32 in [-1, 1].
 
-    `rows` (B,) int64 are the places in the *global* batch of `total` rows, so that nothing depends on how many ranks share
-    it; `examples` (B,) int64 are indices into the data.
+    `rows` (B,) int64 are the places in the *global* batch of `total` rows, so that nothing depends
+    on how many ranks share it; `examples` (B,) int64 are indices into the data.
     """
 
     images: Tensor
@@ -84,7 +98,7 @@ class Batch:
 
 @attrs.frozen(eq=False, kw_only=True)
 class Noised:
-    """A batch after the forward process: x_t, x0, eps (B, C, H, W); t, alpha, sigma (B,) float64."""
+    """After the forward process: x_t, x0, eps (B, C, H, W); t, alpha, sigma (B,) float64."""
 
     x_t: Tensor
     x0: Tensor
@@ -96,7 +110,9 @@ class Noised:
 
 @attrs.frozen(eq=False, kw_only=True)
 class Losses:
-    """What an objective returns: `values` (B,) to be minimised in the mean, `numbers` (B,) each, to be logged in the mean."""
+    """What an objective returns: `values` (B,) to be minimised in the mean, `numbers` (B,) each, to
+    be logged in the mean.
+    """
 
     values: Tensor
     numbers: Mapping[str, Tensor] = attrs.field(factory=dict)
@@ -109,16 +125,15 @@ class Branch:
     Attributes:
         text: which text conditions it.
         index: which of the negatives, where `text` is "negative".
-        variant: which perturbed form of the denoiser (see `DenoiserModule.variants`); None is the plain one.
+        variant: which perturbed form of the denoiser (see `DenoiserModule.variants`); None is the
+            plain one.
         model: which denoiser of the pipeline: "main" or "weak".
-        against: for methods that act inside attention, the text that this branch is held against.
     """
 
     text: Literal["prompt", "negative", "null"] = "prompt"
     index: int = 0
     variant: str | None = None
     model: Literal["main", "weak"] = "main"
-    against: Literal["prompt", "negative", "null"] | None = None
 
 
 @attrs.frozen(eq=False)
@@ -130,12 +145,14 @@ class Prediction:
 
 
 class Guided(Prediction):
-    """What a guidance made of the branches. x0 and eps may differ on purpose: CFG++ renoises with the unconditional eps."""
+    """What a guidance made of the branches. x0 and eps may differ on purpose: CFG++ renoises with
+    the unconditional eps.
+    """
 
 
 @attrs.frozen(kw_only=True)
 class GuidanceStep:
-    """Where the reverse process stands, in host floats, so that a branch can be absent at no cost."""
+    """Where the reverse process stands, in host floats, so that a branch can be left out."""
 
     t: float
     alpha: float
@@ -146,7 +163,9 @@ class GuidanceStep:
 
 @attrs.frozen(eq=False, kw_only=True)
 class SampleStep:
-    """One finished step of a sampler: `x` at the time `t` that it arrived at, and the `x0` estimate that led there."""
+    """One finished step of a sampler: `x` at the time `t` that it arrived at, and the `x0` estimate
+    that led there.
+    """
 
     index: int
     t: float
@@ -166,7 +185,9 @@ class TrainStart:
 
 @attrs.frozen(kw_only=True)
 class TrainStep:
-    """One optimiser step. `step` counts across stages from 1, `stage_step` within the stage; `numbers` are the objective's."""
+    """One optimiser step. `step` counts across stages from 1, `stage_step` within the stage;
+    `numbers` are the objective's.
+    """
 
     stage: str
     step: int
@@ -189,7 +210,9 @@ class CheckpointSaved:
 
 @attrs.frozen(kw_only=True)
 class TrainEnd:
-    """A stage has ended, or the run has (`stage` is then None, and `results` holds what was measured)."""
+    """A stage has ended, or the run has (`stage` is then None, and `results` holds what was
+    measured).
+    """
 
     run: Path
     stage: str | None
@@ -198,7 +221,9 @@ class TrainEnd:
 
 @attrs.frozen(eq=False, kw_only=True)
 class Finding:
-    """What a study found: numbers for `run.json`, more detail for the JSON beside the picture, and the picture."""
+    """What a study found: numbers for `run.json`, more detail for the JSON beside the picture, and
+    the picture.
+    """
 
     numbers: Mapping[str, Any]
     details: Mapping[str, Any] = attrs.field(factory=dict)

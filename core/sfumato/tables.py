@@ -1,8 +1,9 @@
 """A table of betas on the continuous clock.
 
-A table of T betas stands at t = i / T for i = 1 ... T, with a clean entry added at t = 0. Between entries log(sigma / alpha) is
-linear in t; below 1 / T, sigma / alpha is. So a model trained on the table sees the table, and every time between has a
-well-defined noise level. The table is float64; `alpha_sigma` computes in the dtype of t.
+A table of T betas stands at t = i / T for i = 1 ... T, with a clean entry added at t = 0. Between
+entries log(sigma / alpha) is linear in t; below 1 / T, sigma / alpha is. So a model trained on the
+table sees the table, and every time between has a well-defined noise level. The table is float64;
+`alpha_sigma` computes in the dtype of t.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import functools
 import itertools
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import attrs
@@ -18,6 +18,8 @@ import attrs
 from sfumato.interfaces import NoiseSchedule
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from torch import Tensor
 
@@ -58,7 +60,7 @@ class TableSchedule(NoiseSchedule):
         return self._placed[place]
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma at t, interpolated as the module says."""
+        """Alpha and sigma at t, interpolated as the module says."""
         table, position = self._table(t), t * self.points
         low = position.detach().floor().clamp(1, max(self.points - 1, 1)).long()
         high = (low + 1).clamp(max=self.points)

@@ -1,0 +1,27 @@
+"""What samples are worth: metrics of pictures, and studies that answer a question with a figure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sfumato import Component, hookimpl
+from sfumato_metrics.metrics import ClipSimilarity, Diversity, ShapeAttributes
+from sfumato_metrics.studies import ClipSimilarityStudy, GuidanceStudy, NegativePromptStudy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+SFUMATO_API = 1
+
+
+@hookimpl
+def sfumato_components() -> Iterable[type[Component]]:
+    """The metrics and studies of this plugin."""
+    return [
+        ShapeAttributes,
+        ClipSimilarity,
+        Diversity,
+        ClipSimilarityStudy,
+        GuidanceStudy,
+        NegativePromptStudy,
+    ]

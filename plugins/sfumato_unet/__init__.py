@@ -1,0 +1,132 @@
+"""The text-conditional UNet: residual blocks, and transformers that attend to the text.
+
+These are the settings; the network is in `network`. Options alone lead from a net that trains on a
+laptop to Stable Diffusion, all of it with the default `groups`:
+
+    SD 1.x   channels 320, 640, 1280, 1280; layers 2; attention at all but the last; heads 8
+    SD 2.x   the same with heads 5, 10, 20, 20 and linear_projection
+    SDXL     channels 320, 640, 1280; layers 2; attention at all but the first; depth 1, 2, 10;
+             heads 5, 10, 20; linear_projection (its embedding of sizes is not here yet)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+from attrs.validators import deep_iterable, ge, lt, min_len
+
+from sfumato import Component, ConfigError, Denoiser, PredictionType, Space, hookimpl, option
+
+if TYPE_CHECKING:
+    from sfumato import DenoiserModule
+
+SFUMATO_API = 1
+
+
+@attrs.frozen
+class Level:
+    """One resolution: its channels, whether it attends, with how many heads, how many times in a row."""
+
+    channels: int
+    attention: bool
+    depth: int
+    heads: int
+
+
+@attrs.frozen(kw_only=True)
+class UNet(Denoiser):
+    """A UNet of residual blocks and transformers, conditioned on time and text.
+
+    Each level halves the picture of the one before it. `attention`, `depth` and `heads` have a value
+    for each level, or a single one for all; the block in the middle has the last level's, and always
+    attends. Padding of the text is attended to, as in Stable Diffusion. Parameters have the names
+    and shapes of diffusers' `UNet2DConditionModel`, whose weights load as they are.
+
+    References:
+        Denoising Diffusion Probabilistic Models, 2020, arXiv:2006.11239
+        High-Resolution Image Synthesis with Latent Diffusion Models, 2021, arXiv:2112.10752
+    """
+
+    name = "unet"
+
+    channels: tuple[int, ...] = option(
+        (64, 128, 128), "channels of each level", min_len(1), deep_iterable(ge(2))
+    )
+    layers: int = option(1, "residual blocks of each level on the way down; up has one more", ge(1))
+    attention: tuple[bool, ...] = option((False, True, True), "which levels attend", min_len(1))
+    depth: tuple[int, ...] = option(
+        (1,), "transformer blocks in a row, by level", min_len(1), deep_iterable(ge(1))
+    )
+    heads: tuple[int, ...] = option(
+        (4,), "number of attention heads, by level", min_len(1), deep_iterable(ge(1))
+    )
+    linear_projection: bool = option(
+        False, "shape the projections around a transformer as matrices (SD 2), not 1x1 convolutions"
+    )
+    groups: int = option(
+        32, "groups of GroupNorm; few enough that some channels share one, or time is lost", ge(1)
+    )
+    pooled: bool = option(False, "add the pooled text vector to the time embedding")
+    dropout: float = option(0.0, "dropout rate inside residual blocks", ge(0.0), lt(1.0))
+    prediction: PredictionType = option("epsilon", "what the network says")
+
+    @property
+    def time_width(self) -> int:
+        """The width of the time embedding."""
+        return 4 * self.channels[0]
+
+    def levels(self) -> tuple[Level, ...]:
+        """The levels from the finest to the coarsest.
+
+        Raises:
+            ConfigError: an option has neither one value nor one for each level, or does not divide
+                the channels of its level.
+        """
+        count = len(self.channels)
+        for name in ("attention", "depth", "heads"):
+            given = len(getattr(self, name))
+            if given not in (1, count):
+                raise ConfigError(
+                    f"{given} values for {count} levels",
+                    place=f"unet.{name}",
+                    remedy="give one for all, or one for each of unet.channels",
+                )
+        attention, depth, heads = (
+            values * (count if len(values) == 1 else 1)
+            for values in (self.attention, self.depth, self.heads)
+        )
+        levels = tuple(map(Level, self.channels, attention, depth, heads))
+        for level in levels:
+            for name, divisor in (("groups", self.groups), ("heads", level.heads)):
+                if level.channels % divisor:
+                    raise ConfigError(
+                        f"{divisor} {name} do not divide {level.channels} channels",
+                        place=f"unet.{name}",
+                        remedy=f"change unet.{name} or unet.channels",
+                    )
+        return levels
+
+    def build(self, space: Space) -> DenoiserModule:
+        """The network, for this space.
+
+        Raises:
+            ConfigError: the levels do not divide height and width, or the options disagree.
+        """
+        count, divisor = len(self.levels()), 2 ** (len(self.channels) - 1)
+        if space.height % divisor or space.width % divisor:
+            raise ConfigError(
+                f"{count} levels need height and width to be multiples of {divisor}, "
+                f"not {space.height} and {space.width}",
+                place="unet.channels",
+                remedy="change the size of the pictures, or the number of levels",
+            )
+        from sfumato_unet.network import UNetModule
+
+        return UNetModule(self, space)
+
+
+@hookimpl
+def sfumato_components() -> list[type[Component]]:
+    """The UNet."""
+    return [UNet]

@@ -1,0 +1,31 @@
+# Two commands do everything on a fresh machine with Python 3.11, pip and make:
+#   make demo   trains CLIP and then a denoiser on procedural pictures, and draws what they learnt
+#   make test   checks types and style, and runs the tests
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+demo: .venv/demo
+	rm -rf runs/demo
+	$(BIN)/sfumato --registry registry.yaml train demo --out runs/demo
+
+test: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy core plugins
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/dev
+	$(BIN)/python -m pytest -m slow
+
+.venv/demo: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[plots]"
+	touch $@
+
+.venv/dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@ .venv/demo
+
+.PHONY: demo test test-slow

@@ -1,0 +1,140 @@
+"""Weights on disk: a folder of safetensors and a manifest with a SHA-256 for every file.
+
+A checkpoint is written to a temporary folder beside its place, synced and renamed, so that it is
+either whole or absent. Reading checks every file against the manifest before a tensor is used. No
+pickle is ever read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sfumato.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+MANIFEST = "manifest.json"
+
+
+def write(
+    path: Path,
+    modules: Mapping[str, Mapping[str, Tensor]],
+    files: Mapping[str, bytes],
+    facts: Mapping[str, Any],
+) -> None:
+    """Writes a checkpoint.
+
+    Args:
+        path: its folder, which must not exist.
+        modules: state by slot; each becomes `SLOT.safetensors`.
+        files: further files by name.
+        facts: what else the manifest says.
+
+    Raises:
+        CheckpointError: it cannot be written; nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        contents = {
+            **{f"{slot}.safetensors": _bytes(state) for slot, state in modules.items()},
+            **files,
+        }
+        for name, content in contents.items():
+            _write_synced(temporary / name, content)
+        hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        manifest = json.dumps({**facts, "files": hashes}, indent=1)
+        _write_synced(temporary / MANIFEST, manifest.encode())
+        temporary.rename(path)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"cannot be written: {error.strerror}", place=str(path)) from error
+
+
+def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, bytes], dict[str, Any]]:
+    """State by slot, further files by name, and the manifest of a checkpoint.
+
+    Raises:
+        CheckpointError: a file is missing, differs from its hash, or is not what its name says.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        hashes = dict(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = "is not a checkpoint: its manifest.json is missing or unreadable"
+        raise CheckpointError(problem, place=str(path)) from error
+    modules: dict[str, dict[str, Tensor]] = {}
+    files: dict[str, bytes] = {}
+    for name, wanted in hashes.items():
+        content = _read_checked(path, name, wanted)
+        if name.endswith(".safetensors"):
+            try:
+                modules[name.removesuffix(".safetensors")] = load(content)
+            except SafetensorError as error:
+                raise CheckpointError(
+                    f"is not safetensors: {error}", place=str(path / name)
+                ) from error
+        else:
+            files[name] = content
+    return modules, files, manifest
+
+
+def restore(module: nn.Module, state: Mapping[str, Tensor], place: str) -> None:
+    """Loads state into a module.
+
+    Raises:
+        CheckpointError: names or shapes differ; lists the first of them.
+    """
+    own = module.state_dict()
+    lines = [f"{name}: missing" for name in own if name not in state]
+    lines += [f"{name}: not in the model" for name in state if name not in own]
+    lines += [
+        f"{name}: {tuple(state[name].shape)} here, {tuple(own[name].shape)} in the model"
+        for name in own
+        if name in state and own[name].shape != state[name].shape
+    ]
+    if lines:
+        shown = "\n  ".join(
+            [*lines[:8], *([f"and {len(lines) - 8} more"] if len(lines) > 8 else [])]
+        )
+        raise CheckpointError(f"holds another architecture:\n  {shown}", place=place)
+    module.load_state_dict(dict(state))
+
+
+def _bytes(state: Mapping[str, Tensor]) -> bytes:
+    from safetensors.torch import save
+
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_checked(folder: Path, name: str, wanted: str) -> bytes:
+    path = folder / name
+    if Path(name).name != name or path.is_symlink():
+        raise CheckpointError("the manifest names a path outside the checkpoint", place=str(path))
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror}", place=str(path)) from error
+    if hashlib.sha256(content).hexdigest() != wanted:
+        raise CheckpointError(
+            "differs from its hash in the manifest: it is damaged", place=str(path)
+        )
+    return content

@@ -1,0 +1,58 @@
+"""The command line: one module for each command, each a thin layer over the Python interface.
+
+A module here imports nothing heavy at its top, so that `sfumato --help` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from sfumato.cli import describe, doctor, plugins, sample, show, train
+from sfumato.cli.session import Session
+from sfumato.errors import SfumatoError
+
+app = typer.Typer(
+    name="sfumato",
+    help="Text-conditional diffusion in which every part is a plugin.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for command in (train, sample, show, plugins, describe, doctor):
+    app.command(command.__name__.rpartition(".")[2])(command.command)
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    plugin: Annotated[
+        list[Path] | None, typer.Option(help="A Python file to load as a plugin; may be repeated.")
+    ] = None,
+    registry: Annotated[
+        Path | None,
+        typer.Option(help="The registry; by default ./registry.yaml, else the packaged one."),
+    ] = None,
+    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+) -> None:
+    """What all commands share."""
+    context.obj = Session(files=tuple(plugin or ()), registry_path=registry)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Runs a command; ends with 0, 1 (failed), 2 (bad input) or 130 (interrupted)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(arguments, prog_name="sfumato")
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        known = isinstance(error, SfumatoError)
+        text = str(error) if known else f"{type(error).__name__}: {error}; --debug shows where"
+        typer.echo(f"error: {text}", err=True)
+        sys.exit(error.exit_code if isinstance(error, SfumatoError) else 1)
+    sys.exit(0)

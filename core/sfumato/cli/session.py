@@ -1,0 +1,35 @@
+"""What the options before the command say, and what follows from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+
+if TYPE_CHECKING:
+    from sfumato.plugins import Catalogue
+    from sfumato.registry import Registry
+
+
+@attrs.frozen
+class Session:
+    """One call of the command line."""
+
+    files: tuple[Path, ...] = ()
+    registry_path: Path | None = None
+
+    def catalogue(self) -> Catalogue:
+        """What is installed, with the local plugin files."""
+        from sfumato import plugins
+
+        return plugins.load(self.files)
+
+    def registry(self) -> Registry:
+        """The registry that was named, else ./registry.yaml, else the packaged one."""
+        from sfumato.registry import Registry
+
+        path = self.registry_path
+        if path is None and Path("registry.yaml").is_file():
+            path = Path("registry.yaml")
+        return Registry.load(path, self.catalogue())

@@ -1,0 +1,51 @@
+"""`sfumato train`: an experiment, from its settings to a run folder."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def command(
+    context: typer.Context,
+    experiment: Annotated[str, typer.Argument(help="Its name in the registry.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="PATH=VALUE; may be repeated.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; by default runs/NAME.")] = None,
+    device: Annotated[str | None, typer.Option(help="As torch names it.")] = None,
+) -> None:
+    """Train the stages of an experiment, then measure and draw what it learnt."""
+    settings = context.obj.registry().experiment(experiment, overrides or [])
+    began = time.monotonic()
+    from sfumato.runs import Run
+    from sfumato.training import train
+
+    out = out or Path("runs") / experiment
+    catalogue = context.obj.catalogue()
+    for _ in train(settings, out, device=device, watchers=catalogue.plugins):
+        pass
+    typer.echo(summary(Run.open(out), time.monotonic() - began))
+
+
+def summary(run: Any, seconds: float) -> str:
+    """One paragraph that says what was made and where."""
+    record = run.record()
+    sizes = ", ".join(f"{name} {count:,}" for name, count in record["parameters"].items())
+    numbers = ", ".join(
+        f"{name} {value:.3f}"
+        for name, value in record["results"].items()
+        if isinstance(value, float)
+    )
+    drawn = sorted(path.name for path in run.path.glob("*.png"))
+    pictures = (
+        f" Pictures, each with its numbers as JSON beside it: {', '.join(drawn)}." if drawn else ""
+    )
+    return (
+        f"\nTrained {record['name']} in {seconds / 60:.1f} minutes (parameters: {sizes}). "
+        f"Measured: {numbers or 'nothing'}.{pictures} All of it is in {run.path}, the numbers in "
+        f'{run.path / "run.json"}.\nTry: sfumato sample {run.path} "a large red circle"'
+    )

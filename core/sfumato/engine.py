@@ -1,0 +1,39 @@
+"""Where it runs. One process on one device; the engine for many ranks has the same four verbs.
+
+Knows nothing about diffusion.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from torch import Tensor
+
+
+class Single:
+    """One process, one device."""
+
+    def __init__(self, device: str | None = None) -> None:
+        """`device` as torch names it; by default the GPU where there is one."""
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def autocast(self, precision: Literal["float32", "bfloat16"]) -> AbstractContextManager[object]:
+        """The context of the forward pass."""
+        return torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"
+        )
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradients of `loss`."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def clip(self, parameters: list[nn.Parameter], norm: float | None) -> Tensor:
+        """The norm of the gradient, (), before it is clipped to `norm`."""
+        largest = float("inf") if norm is None else norm
+        return nn.utils.clip_grad_norm_(parameters, largest)

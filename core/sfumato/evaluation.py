@@ -1,0 +1,70 @@
+"""What a trained pipeline can do: metrics over samples with fixed noise, and studies with a picture
+each.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from sfumato import pictures
+from sfumato.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sfumato.experiment import Evaluation
+    from sfumato.pipeline import Pipeline
+
+SHEET = 32
+"""Samples shown on the sheet of an evaluation."""
+
+
+def prompts(pipeline: Pipeline, count: int) -> list[str]:
+    """The first captions of the held-out split, from the start again where there are too few."""
+    split = pipeline.settings.data.split("test")
+    return [split.caption(i % len(split)) for i in range(count)]
+
+
+def evaluate(
+    pipeline: Pipeline, evaluation: Evaluation, seed: int, folder: Path, step: int
+) -> dict[str, Any]:
+    """Draws samples for held-out captions, measures them, and runs the studies.
+
+    Args:
+        pipeline: trained, in eval mode.
+        evaluation: what to measure.
+        seed: of all noise.
+        folder: takes `samples/step-N.png`, and `NAME.png` and `NAME.json` of each study.
+        step: that the weights stand at.
+
+    Returns:
+        The numbers by name.
+    """
+    results: dict[str, Any] = {}
+    if evaluation.metrics:
+        texts = prompts(pipeline, evaluation.count)
+        images = pipeline.sample(texts, seed=seed, batch=evaluation.batch)
+        sheet = pictures.grid(images[:SHEET], columns=8)
+        facts = {"prompts": texts[:SHEET], "seed": seed, "step": step}
+        pictures.save(sheet, folder / "samples" / f"step-{step:08d}.png", facts)
+        for metric in evaluation.metrics:
+            state = metric.build(pipeline)
+            state.update(images, texts)
+            _add(results, state.compute(), f"metric {metric.name}")
+        results["samples"] = len(texts)
+    for study in evaluation.studies:
+        finding = study.run(pipeline, seed)
+        _add(results, finding.numbers, f"study {study.name}")
+        if finding.picture is not None:
+            pictures.save(finding.picture, folder / f"{study.name}.png", finding.numbers)
+        text = json.dumps({**finding.numbers, **finding.details}, indent=1)
+        (folder / f"{study.name}.json").write_text(text + "\n", encoding="utf-8")
+    return results
+
+
+def _add(results: dict[str, Any], numbers: Any, place: str) -> None:
+    for name, value in numbers.items():
+        if name in results:
+            raise ConfigError(f"the number {name!r} is measured twice", place=place)
+        results[name] = value

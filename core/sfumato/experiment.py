@@ -1,0 +1,94 @@
+"""What an experiment is made of: a pipeline's components, and what is done with them.
+
+These classes are what `registry.yaml` is structured into and what a run folder stores as
+`settings.yaml`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import attrs
+from attrs.validators import ge, gt, lt, optional
+
+from sfumato.interfaces import (
+    Autoencoder,
+    Data,
+    Denoiser,
+    Guidance,
+    Loss,
+    LossWeight,
+    Metric,
+    NoiseSchedule,
+    Objective,
+    Sampler,
+    Study,
+    TextEncoder,
+    TimeGrid,
+    TimeSampler,
+    Tracker,
+    option,
+    required,
+)
+
+
+@attrs.frozen(kw_only=True)
+class Sampling:
+    """How pictures are drawn."""
+
+    steps: int = option(25, "intervals of the time grid", ge(1))
+
+
+@attrs.frozen(kw_only=True)
+class PipelineSettings:
+    """One component in each slot of a system."""
+
+    noise_schedule: NoiseSchedule = required("the forward process")
+    text_encoder: TextEncoder = required("prompts to embeddings")
+    denoiser: Denoiser = required("what is trained to predict")
+    autoencoder: Autoencoder = required("pixels to latents")
+    loss: Loss = required("compares a prediction with its target")
+    loss_weight: LossWeight | None = option(None, "how much each time counts")
+    time_sampler: TimeSampler = required("the times that training draws")
+    time_grid: TimeGrid = required("the times that inference visits")
+    sampler: Sampler = required("the reverse process")
+    guidance: Guidance = required("how branches combine")
+    data: Data = required("captioned pictures")
+    sampling: Sampling = option(attrs.Factory(Sampling), "how pictures are drawn")
+
+
+@attrs.frozen(kw_only=True)
+class Stage:
+    """One training loop. In YAML the options of its objective stand beside these."""
+
+    objective: Objective = required("what is minimised")
+    steps: int = required("optimiser steps", ge(1))
+    batch: int = required("examples a step, over all ranks", ge(1))
+    learning_rate: float = option(1e-3, "peak, of AdamW", gt(0))
+    weight_decay: float = option(0.0, "of AdamW", ge(0))
+    warmup: int = option(0, "steps of linear rise of the learning rate", ge(0))
+    decay: Literal["constant", "cosine"] = option("cosine", "of the learning rate, to 0")
+    gradient_clip: float | None = option(1.0, "largest norm of the gradient", optional(gt(0)))
+    ema: float | None = option(None, "decay of the averaged weights", optional([ge(0), lt(1)]))
+    precision: Literal["float32", "bfloat16"] = option("float32", "bfloat16: under autocast")
+
+
+@attrs.frozen(kw_only=True)
+class Evaluation:
+    """What is measured after the last stage, on prompts of the held-out split."""
+
+    metrics: tuple[Metric, ...] = option((), "numbers over all samples")
+    studies: tuple[Study, ...] = option((), "questions with a picture each")
+    count: int = option(192, "samples", ge(1))
+    batch: int = option(64, "samples drawn at once; changes no number", ge(1))
+
+
+@attrs.frozen(kw_only=True)
+class Experiment(PipelineSettings):
+    """A pipeline and what is done with it."""
+
+    name: str = required("in the registry")
+    seed: int = option(0, "of everything random", ge(0))
+    stages: dict[str, Stage] = option(attrs.Factory(dict), "in the order of training")
+    evaluation: Evaluation = option(attrs.Factory(Evaluation), "after the last stage")
+    trackers: tuple[Tracker, ...] = option((), "where numbers go while it runs")

@@ -1,0 +1,252 @@
+"""An assembled system: components with weights built, prompts in, pictures out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor, nn
+
+from sfumato import checkpoint, compatibility, randomness
+from sfumato.errors import CheckpointError, ConfigError
+from sfumato.randomness import Draw
+from sfumato.records import SampleStep, Space, TextEmbedding
+from sfumato.registry import Registry
+from sfumato.runs import Run
+from sfumato.sampling import GuidedDenoiser, Texts, reverse, times_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sfumato.experiment import PipelineSettings
+    from sfumato.interfaces import Guidance
+
+MODULES = ("text_encoder", "denoiser", "autoencoder")
+Negative = str | Sequence[str | Sequence[str]] | None
+
+
+class Pipeline:
+    """One system: `settings` holds its components, the attributes its modules.
+
+    Attributes:
+        settings: a component in each slot.
+        text_encoder: prompts to embeddings.
+        denoiser: predicts.
+        autoencoder: pixels to latents.
+    """
+
+    def __init__(
+        self, settings: PipelineSettings, files: Mapping[str, bytes], seed: int = 0
+    ) -> None:
+        """Builds the modules on the CPU, in eval mode, with fresh weights that depend on `seed`
+        alone.
+
+        Args:
+            settings: the components.
+            files: what the text encoder's `fit` returned, or a checkpoint holds.
+            seed: of the weights; each slot has its own stream, so that a swap leaves the others
+                alone.
+        """
+        self.settings = settings
+        with _seeded(seed, "autoencoder"):
+            self.autoencoder = settings.autoencoder.build()
+        with _seeded(seed, "text_encoder"):
+            self.text_encoder = settings.text_encoder.build(files)
+        height, width = settings.data.picture_size
+        factor = self.autoencoder.factor
+        if height % factor or width % factor:
+            raise ConfigError(
+                f"pictures of {height} x {width} do not divide by the autoencoder's {factor}"
+            )
+        space = Space(
+            channels=self.autoencoder.channels,
+            height=height // factor,
+            width=width // factor,
+            text_width=self.text_encoder.width,
+            pooled_width=self.text_encoder.pooled_width,
+            schedule=settings.noise_schedule,
+        )
+        with _seeded(seed, "denoiser"):
+            self.denoiser = settings.denoiser.build(space)
+        for module in self.modules().values():
+            module.eval().requires_grad_(False)
+
+    @classmethod
+    def load(
+        cls,
+        run: str | Path,
+        overrides: Sequence[str] = (),
+        registry: Registry | None = None,
+        device: str | None = None,
+    ) -> Self:
+        """The newest checkpoint of a run folder, with components swapped or changed by `overrides`.
+
+        Args:
+            run: the folder.
+            overrides: `path=value` texts; a name is an entry of `registry` or a registered
+                component.
+            registry: by default the packaged one.
+            device: as torch names it; by default the CPU.
+
+        Raises:
+            CheckpointError: the folder or its weights cannot be used.
+            ConfigError: an override is wrong, or does not fit the weights.
+        """
+        folder = Run.open(run)
+        registry = registry or Registry.load()
+        tree = folder.settings()
+        trained = registry.structure(tree, folder.path.name)
+        settings = registry.structure(registry.override(tree, overrides), folder.path.name)
+        compatibility.check_same_schedule(trained, settings)
+        path = folder.newest_checkpoint()
+        states, files, _ = checkpoint.read(path)
+        pipeline = cls(settings, files)
+        for slot, module in pipeline.modules().items():
+            if slot in states:
+                checkpoint.restore(module, states[slot], str(path / f"{slot}.safetensors"))
+            elif module.state_dict():
+                raise CheckpointError(f"has no weights for the {slot}", place=str(path))
+        return pipeline.to(device or "cpu")
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The built modules by slot."""
+        return {slot: getattr(self, slot) for slot in MODULES}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser's weights are."""
+        return next(self.denoiser.parameters()).device
+
+    def to(self, device: str | torch.device) -> Self:
+        """Moves all modules."""
+        for module in self.modules().values():
+            module.to(device)
+        return self
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> TextEmbedding:
+        """Embeds B prompts."""
+        return self.text_encoder.encode(prompts)
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        *,
+        negative: Negative = None,
+        steps: int | None = None,
+        seed: int | Sequence[int] = 0,
+        guidance: Guidance | None = None,
+        start: Tensor | None = None,
+        batch: int = 64,
+    ) -> Tensor:
+        """Pictures (B, 3, H, W) float32 in [-1, 1], on the CPU, one for each prompt.
+
+        Args:
+            prompts: B texts.
+            negative: one text for all, or one item for each prompt, which may be several texts.
+            steps: intervals of the time grid; by default the run's.
+            seed: one number, under which picture k is example k; or one for each picture, as its
+                example 0.
+            guidance: in place of the pipeline's.
+            start: x at the first time, (B, C, H, W), instead of drawn noise.
+            batch: pictures drawn at once; changes no noise.
+
+        Raises:
+            ConfigError: the arguments do not fit each other or the pipeline.
+        """
+        pictures = []
+        for first in range(0, len(prompts), batch):
+            rows = slice(first, min(first + batch, len(prompts)))
+            for step in self.sample_steps(
+                prompts, negative=negative, steps=steps, seed=seed,
+                guidance=guidance, start=start, rows=rows,
+            ):  # fmt: skip
+                x = step.x
+            with torch.no_grad():
+                pictures.append(self.autoencoder.decode(x).float().clamp(-1, 1).cpu())
+        return torch.cat(pictures)
+
+    @torch.no_grad()
+    def sample_steps(
+        self,
+        prompts: Sequence[str],
+        *,
+        negative: Negative = None,
+        steps: int | None = None,
+        seed: int | Sequence[int] = 0,
+        guidance: Guidance | None = None,
+        start: Tensor | None = None,
+        rows: slice = slice(None),
+    ) -> Iterator[SampleStep]:
+        """The steps of `sample` in latents, for those prompts that `rows` selects."""
+        settings = self.settings
+        guidance = guidance or settings.guidance
+        negatives = _negatives(negative, prompts)
+        compatibility.check_negatives(guidance, len(negatives))
+        examples = torch.arange(len(prompts))
+        if not isinstance(seed, int):
+            if len(seed) != len(prompts):
+                raise ConfigError(f"{len(seed)} seeds for {len(prompts)} prompts")
+            seed, examples = seed[rows], torch.zeros_like(examples)
+        examples = examples[rows].to(self.device)
+        times = times_of(
+            settings.time_grid, steps or settings.sampling.steps, settings.noise_schedule
+        )
+        null = self.text_encoder.null(len(examples))
+        texts = Texts(
+            prompt=self.encode(prompts[rows]),
+            null=null,
+            negatives=[self._encode_or_null(texts[rows], null) for texts in negatives],
+        )
+        factor, (height, width) = self.autoencoder.factor, settings.data.picture_size
+        shape = (self.autoencoder.channels, height // factor, width // factor)
+
+        def draw(index: int) -> Tensor:
+            here = Draw(seed=seed, stream="sample", examples=examples, index=index)
+            return here.normal("noise", shape)
+
+        if start is None:
+            x = draw(0) * settings.noise_schedule.start_scale(float(times[0]))
+        else:
+            x = _checked_start(start, (len(prompts), *shape))[rows].to(self.device)
+        denoise = GuidedDenoiser(
+            {"main": self.denoiser}, guidance, settings.noise_schedule, texts, times
+        )
+        calls = itertools.count(1)
+        yield from reverse(settings.sampler, denoise, x, lambda: draw(next(calls)))
+
+    def _encode_or_null(self, texts: Sequence[str | None], null: TextEmbedding) -> TextEmbedding:
+        missing = torch.tensor([text is None for text in texts], device=self.device)
+        return self.encode([text or "" for text in texts]).replaced(missing, null)
+
+
+def _checked_start(start: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if start.shape != shape:
+        raise ConfigError(f"start has shape {tuple(start.shape)}, expected {shape}")
+    return start
+
+
+def _negatives(negative: Negative, prompts: Sequence[str]) -> list[list[str | None]]:
+    """B texts for each negative. Short lists are filled up with None: null subtracts nothing."""
+    if negative is None:
+        return []
+    items = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
+    if len(items) != len(prompts):
+        raise ConfigError(
+            f"{len(items)} negatives for {len(prompts)} prompts",
+            remedy="give one text for all, or one item for each prompt",
+        )
+    texts = [[item] if isinstance(item, str) else list(item) for item in items]
+    most = max((len(item) for item in texts), default=0)
+    return [[item[i] if i < len(item) else None for item in texts] for i in range(most)]
+
+
+@contextmanager
+def _seeded(seed: int, slot: str) -> Iterator[None]:
+    """Fresh weights draw from torch's generator, here seeded for one slot, then put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(randomness.key(seed, f"weights/{slot}")[0])
+        yield

@@ -1,0 +1,309 @@
+"""registry.yaml: named components, pipelines and experiments, and what overrides make of them.
+
+An experiment is resolved in layers, later wins: registry entry, pipeline, `from`, its own body,
+`set`, `--set` (defaults of the classes fill what is left). Everything happens on trees of nodes, so
+each value keeps the place it came from, for errors and for `sfumato show`. Where a component is
+expected,
+
+    a name          is an entry of the file or, where there is none, a registered component
+    {use: ...}      is that registered component with exactly these options
+    other mappings  change options of the component that stands there
+    a list          replaces the list that stands there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+import attrs
+
+from sfumato import document, plugins, settings
+from sfumato.document import Node
+from sfumato.errors import ConfigError, SfumatoError, suggestion
+from sfumato.experiment import Experiment, PipelineSettings, Stage
+from sfumato.plugins import Catalogue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+PACKAGED = Path(__file__).with_name("registry.yaml")
+VERSION = 1
+
+SLOTS = [name for name in settings.fields(PipelineSettings) if name != "sampling"]
+BODY = [name for name in settings.fields(Experiment) if name not in (*SLOTS, "name")]
+
+
+def create(kind: str, name: str, /, **options: Any) -> Any:
+    """One component, for a notebook or a test: `create("noise_schedule", "linear", steps=1000)`.
+
+    Raises:
+        ConfigError: there is no such component, or an option is wrong.
+    """
+    catalogue = plugins.load()
+    found = catalogue.find(kind, name)
+    tree = document.node({"use": name, **options}, f"create({kind!r}, {name!r})")
+    return settings.structure(tree, found, catalogue)
+
+
+@attrs.frozen(eq=False)
+class Registry:
+    """A registry file, read and checked.
+
+    Attributes:
+        catalogue: the components that it draws on.
+        entries: named components, by (kind, name).
+        pipelines: by name, as written.
+        experiments: by name, as written.
+    """
+
+    catalogue: Catalogue
+    entries: dict[tuple[str, str], Node]
+    pipelines: dict[str, Node]
+    experiments: dict[str, Node]
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, catalogue: Catalogue | None = None) -> Registry:
+        """Reads a registry file; without a path the one that comes with the package.
+
+        Raises:
+            ConfigError: lists every error of the file.
+        """
+        catalogue = catalogue or plugins.load()
+        shown = "registry.yaml" if path is None else str(path)
+        root = document.read_file(Path(path or PACKAGED), shown)
+        registry, errors = cls._from_tree(root, catalogue)
+        errors += registry._check()
+        if errors:
+            raise ConfigError("\n".join(dict.fromkeys(line for e in errors for line in _lines(e))))
+        return registry
+
+    @classmethod
+    def _from_tree(cls, root: Node, catalogue: Catalogue) -> tuple[Registry, list[SfumatoError]]:
+        errors: list[SfumatoError] = []
+        parts = _mapping(root, errors)
+        version = parts.pop("version", Node(None, root.source, ("version",)))
+        if version.value != VERSION or isinstance(version.value, bool):
+            errors.append(version.error(f"expected version: {VERSION}"))
+        pipelines = _mapping(parts.pop("pipelines", Node({})), errors)
+        experiments = _mapping(parts.pop("experiments", Node({})), errors)
+        kinds = {*catalogue.kinds(), *SLOTS}
+        entries: dict[tuple[str, str], Node] = {}
+        for kind, section in parts.items():
+            if kind in kinds:
+                named = _mapping(section, errors)
+                entries |= {(kind, name): entry for name, entry in named.items()}
+            else:
+                known = [*kinds, "version", "pipelines", "experiments"]
+                errors.append(section.error("unknown section", suggestion(kind, known)))
+        return cls(catalogue, entries, pipelines, experiments), errors
+
+    def _check(self) -> list[SfumatoError]:
+        """Resolves and structures all that the file holds."""
+        errors: list[SfumatoError] = []
+
+        def attempt(call: Any, *arguments: Any) -> None:
+            try:
+                call(*arguments)
+            except SfumatoError as error:
+                errors.append(error)
+
+        for (kind, _), entry in self.entries.items():
+            attempt(self._component, kind, entry)
+        for name in self.pipelines:
+            attempt(self.pipeline, name)
+        for name in self.experiments:
+            attempt(self.experiment, name)
+        return errors
+
+    def _component(self, kind: str, entry: Node) -> None:
+        if not isinstance(entry.value, dict) or "use" not in entry.value:
+            raise entry.error("expected {use: NAME, ...}", f"known: {self._known(kind)}")
+        used = entry.value["use"]
+        found = self.catalogue.find(kind, str(used.value), used)
+        settings.structure(self._expand(entry, found), found, self.catalogue)
+
+    def _known(self, kind: str) -> str:
+        return ", ".join(self.catalogue.names(kind))
+
+    def pipeline(self, name: str) -> PipelineSettings:
+        """The components of a pipeline.
+
+        Raises:
+            ConfigError: lists every problem, each with its place.
+        """
+        return settings.structure(self._pipeline_tree(name), PipelineSettings, self.catalogue)
+
+    def experiment(self, name: str, overrides: Sequence[str] = ()) -> Experiment:
+        """An experiment, resolved and checked.
+
+        Args:
+            name: one of `experiments`.
+            overrides: `path=value` texts, such as `guidance.scale=7.5`; values are YAML.
+
+        Raises:
+            ConfigError: lists every problem, each with its place.
+        """
+        return self.structure(self.experiment_tree(name, overrides), name)
+
+    def structure(self, tree: Node, name: str) -> Experiment:
+        """An experiment from its resolved tree."""
+        named = attrs.evolve(tree, value={"name": Node(name), **tree.value})
+        return settings.structure(named, Experiment, self.catalogue)
+
+    def experiment_tree(self, name: str, overrides: Sequence[str] = ()) -> Node:
+        """The resolved tree of an experiment, each value with its place."""
+        return self.override(self._experiment_tree(name, ()), overrides)
+
+    def override(self, tree: Node, overrides: Sequence[str]) -> Node:
+        """A resolved tree after `--set`: swaps (the shorter paths) first, then options."""
+        for text in sorted(overrides, key=lambda text: text.partition("=")[0].count(".")):
+            tree = self._merge(tree, _override(text), Experiment)
+        return tree
+
+    def _experiment_tree(self, name: str, seen: tuple[str, ...]) -> Node:
+        if name not in self.experiments:
+            raise ConfigError(
+                f"no experiment is named {name!r}", remedy=suggestion(name, self.experiments)
+            )
+        written = self.experiments[name]
+        errors: list[SfumatoError] = []
+        body = _mapping(written, errors)
+        known = ["from", "set", "pipeline", *BODY]
+        for key in body:
+            if key not in known:
+                remedy = "put it under `set`" if key in SLOTS else suggestion(key, known)
+                errors.append(body[key].error("unknown key of an experiment", remedy))
+        if errors:
+            raise ConfigError.joined(errors)
+        tree = Node({}, written.source, written.path)
+        if "from" in body:
+            parent = str(body["from"].value)
+            if parent in (*seen, name):
+                raise body["from"].error("experiments inherit from each other in a circle")
+            if parent not in self.experiments:
+                remedy = suggestion(parent, self.experiments)
+                raise body["from"].error(f"no experiment is named {parent!r}", remedy)
+            tree = self._experiment_tree(parent, (*seen, name))
+        if "pipeline" in body:
+            tree = self._merge(tree, self._pipeline_tree(body["pipeline"]), Experiment)
+        own = {key: body[key] for key in BODY if key in body}
+        tree = self._merge(tree, attrs.evolve(written, value=own), Experiment)
+        if "set" in body:
+            tree = self._merge(tree, body["set"], Experiment)
+        return tree
+
+    def _pipeline_tree(self, named: Node | str) -> Node:
+        name = named if isinstance(named, str) else str(named.value)
+        if name not in self.pipelines:
+            at = named if isinstance(named, Node) else Node(None)
+            raise at.error(f"no pipeline is named {name!r}", suggestion(name, self.pipelines))
+        written = self.pipelines[name]
+        errors: list[SfumatoError] = []
+        for key, child in _mapping(written, errors).items():
+            if key not in SLOTS:
+                errors.append(child.error("unknown slot of a pipeline", suggestion(key, SLOTS)))
+            elif isinstance(child.value, dict) and "use" not in child.value:
+                errors.append(child.error("expected a name or {use: NAME, ...}"))
+        if errors:
+            raise ConfigError.joined(errors)
+        return self._expand(written, PipelineSettings)
+
+    def _expand(self, node: Node, hint: Any) -> Node:
+        """Names of components become `{use: ...}` mappings, down to the last option."""
+        hint = settings.bare(hint)
+        if settings.is_component(hint) and isinstance(node.value, str):
+            entry = self.entries.get((hint.kind, node.value))
+            if entry is not None:
+                return self._expand(entry, hint)
+            return attrs.evolve(node, value={"use": node})
+        if isinstance(node.value, list) and get_origin(hint) is tuple:
+            item = get_args(hint)[0]
+            return attrs.evolve(node, value=[self._expand(child, item) for child in node.value])
+        if isinstance(node.value, dict):
+            node = self._stage(node, hint, None)
+            hint_of = self._hints(node, hint)
+            value = {k: self._expand(n, hint_of(k)) for k, n in node.value.items()}
+            return attrs.evolve(node, value=value)
+        return node
+
+    def _merge(self, base: Node | None, change: Node, hint: Any) -> Node:
+        """`base` with `change` laid over it."""
+        hint = settings.bare(hint)
+        if isinstance(change.value, dict) and base is not None and isinstance(base.value, list):
+            return self._merge_items(base, change, hint)
+        if not isinstance(change.value, dict) or "use" in change.value:
+            return self._expand(change, hint)
+        if base is None or not isinstance(base.value, dict):
+            base = attrs.evolve(change, value={})
+        change = self._stage(change, hint, base)
+        hint_of = self._hints(base, hint)
+        merged = dict(base.value)
+        for key, child in change.value.items():
+            merged[key] = self._merge(base.value.get(key), child, hint_of(key))
+        return attrs.evolve(base, value=merged)
+
+    def _merge_items(self, base: Node, change: Node, hint: Any) -> Node:
+        items = list(base.value)
+        item = get_args(hint)[0] if get_args(hint) else None
+        for key, child in change.value.items():
+            if not key.isdecimal() or int(key) >= len(items):
+                raise child.error(f"expected an index below {len(items)}")
+            items[int(key)] = self._merge(items[int(key)], child, item)
+        return attrs.evolve(base, value=items)
+
+    def _hints(self, node: Node, hint: Any) -> Callable[[str], Any]:
+        """The type of each key of a mapping, or None; in a component `use` decides."""
+        if get_origin(hint) is dict:
+            item = get_args(hint)[1]
+            return lambda key: item
+        if settings.is_component(hint):
+            used = node.value.get("use")
+            if used is None or not isinstance(used.value, str):
+                return lambda key: None
+            try:
+                hint = self.catalogue.find(hint.kind, used.value, used)
+            except ConfigError:  # structuring says so, together with all else that is wrong
+                return lambda key: None
+        known = settings.fields(hint) if isinstance(hint, type) and attrs.has(hint) else {}
+        return lambda key: known[key].type if key in known else None
+
+    def _stage(self, node: Node, hint: Any, base: Node | None) -> Node:
+        """In a stage, options of the objective stand beside those of the loop: moves them in."""
+        if hint is not Stage:
+            return node
+        objective = settings.fields(Stage)["objective"].type
+        inner: dict[str, Node] = {}
+        if "objective" in node.value:
+            inner = self._expand(node.value["objective"], objective).value
+        named = {**(base.value["objective"].value if base and base.value else {}), **inner}
+        hint_of = self._hints(attrs.evolve(node, value=named), objective)
+        loop = settings.fields(Stage)
+        moved = {k: n for k, n in node.value.items() if hint_of(k) and k not in loop}
+        stays = {k: n for k, n in node.value.items() if k not in moved and k != "objective"}
+        if inner or moved:
+            stays["objective"] = attrs.evolve(node, value={**inner, **moved})
+        return attrs.evolve(node, value=stays)
+
+
+def _mapping(node: Node, errors: list[SfumatoError]) -> dict[str, Node]:
+    if isinstance(node.value, dict):
+        return dict(node.value)
+    errors.append(node.error("expected a mapping"))
+    return {}
+
+
+def _lines(error: SfumatoError) -> list[str]:
+    return str(error).splitlines()
+
+
+def _override(text: str) -> Node:
+    """`guidance.scale=7.5` as a tree."""
+    path, equals, value = text.partition("=")
+    keys = tuple(path.strip().split("."))
+    if not equals or not all(keys):
+        raise ConfigError("expected PATH=VALUE", place=f"--set {text}")
+    node = document.read(value, "--set", keys, lines=False)
+    for i in range(len(keys) - 1, -1, -1):
+        node = Node({keys[i]: node}, "--set", keys[:i])
+    return node

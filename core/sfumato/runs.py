@@ -1,0 +1,158 @@
+"""The run folder and its record.
+
+    runs/NAME/  run.json  settings.yaml  metrics.jsonl  samples/  checkpoints/step-00001200/
+
+`run.json` says what the run is and how it stands; it is replaced whole at each change. This module
+knows nothing about training: it is told.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import yaml
+
+from sfumato import document, settings
+from sfumato.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from sfumato.document import Node
+    from sfumato.experiment import Experiment
+
+RECORD, SETTINGS, METRICS, CHECKPOINTS = "run.json", "settings.yaml", "metrics.jsonl", "checkpoints"
+GUIDANCE_CONVENTION = "uncond + s (cond - uncond); s = 1 is off; the paper's w is s - 1"
+
+
+@attrs.frozen
+class Run:
+    """A run folder."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, experiment: Experiment) -> Run:
+        """Makes a new run folder with its settings and record.
+
+        Raises:
+            ConfigError: there is something at `path` already, or it cannot be written.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise ConfigError(
+                    "is not empty", place=str(path), remedy="choose another --out, or remove it"
+                )
+            text = yaml.safe_dump(settings.plain(experiment), sort_keys=False, allow_unicode=True)
+            (path / SETTINGS).write_text(text, encoding="utf-8")
+            run = cls(path)
+            run.update(
+                name=experiment.name,
+                status="running",
+                origin="trained",
+                started=_now(),
+                seed=experiment.seed,
+                guidance=guidance_record(experiment),
+                world_size=1,
+                parameters={},
+                results={},
+                versions=versions(),
+                commit=_commit(),
+            )
+        except OSError as error:
+            raise ConfigError(f"cannot be written: {error.strerror}", place=str(path)) from error
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """An existing run folder.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        if not (Path(path) / SETTINGS).is_file():
+            raise CheckpointError("is not a run folder: it has no settings.yaml", place=str(path))
+        return cls(Path(path))
+
+    def record(self) -> dict[str, Any]:
+        """What `run.json` says; empty where there is none yet."""
+        try:
+            record = json.loads((self.path / RECORD).read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise CheckpointError("cannot be read", place=str(self.path / RECORD)) from error
+        return dict(record)
+
+    def update(self, **facts: Any) -> None:
+        """Changes facts of `run.json`, atomically."""
+        temporary = self.path / f".{RECORD}"
+        text = json.dumps({**self.record(), **facts, "updated": _now()}, indent=1)
+        temporary.write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, self.path / RECORD)
+
+    def log(self, numbers: dict[str, Any]) -> None:
+        """Appends one line to `metrics.jsonl`."""
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(numbers) + "\n")
+
+    def settings(self) -> Node:
+        """The resolved settings, as a tree."""
+        tree = document.read_file(self.path / SETTINGS)
+        if not isinstance(tree.value, dict):
+            raise tree.error("expected a mapping")
+        return tree
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of a step belongs."""
+        return self.path / CHECKPOINTS / f"step-{step:08d}"
+
+    def newest_checkpoint(self) -> Path:
+        """The checkpoint of the highest step.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        found = sorted((self.path / CHECKPOINTS).glob("step-*"))
+        if not found:
+            raise CheckpointError("has no checkpoint yet", place=str(self.path))
+        return found[-1]
+
+
+def guidance_record(experiment: Experiment) -> dict[str, Any]:
+    """The guidance with its convention: scales s as set, and the paper's w = s - 1 beside them."""
+    facts: dict[str, Any] = settings.plain(experiment.guidance)
+    scale = facts.get("scale")
+    w = {"w": scale - 1} if isinstance(scale, float) else {}
+    return {**facts, **w, "convention": GUIDANCE_CONVENTION}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what numbers depend on."""
+    names = ("sfumato", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pillow")
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in names},
+    }
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True, text=True, timeout=5, cwd=Path(__file__).parent, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

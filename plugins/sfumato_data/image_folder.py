@@ -1,0 +1,62 @@
+"""Pictures of one's own, in the folder layouts that Hugging Face's `imagefolder` established."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import attrs
+from attrs.validators import ge, lt
+
+from sfumato import Data, option
+
+if TYPE_CHECKING:
+    from sfumato import Split
+
+
+@attrs.frozen(kw_only=True)
+class ImageFolder(Data):
+    """PNG, JPEG, WebP, BMP and GIF files below a folder, in the order of their names.
+
+    Captions are the column `text` of `metadata.jsonl` or `metadata.csv`, whose `file_name` is a
+    path inside the folder; else a text file beside each picture (`cat.txt` for `cat.png`); else the
+    name of the folder that the picture is in (`big-cats/1.png` is captioned "big cats"). Folders
+    `train` and `test` (or `validation`) inside the folder are the splits, each with captions of its
+    own; without them a hash of its name decides where a picture belongs.
+
+    The middle square of each picture is resized with a Lanczos filter. The EXIF rotation is
+    applied, transparency is laid over white, and of an animation the first frame counts.
+
+    Names that start with "." or "__" are ignored. Linked folders are not entered, and links that
+    lead out of the folder are refused.
+    """
+
+    name = "image_folder"
+
+    folder: str = option(doc="where the pictures are; `~` is one's home")
+    size: int = option(32, "height and width in pixels", ge(1))
+    held_out: float = option(
+        0.1, "share of the test split, where there are no split folders", ge(0), lt(1)
+    )
+    on_bad_example: Literal["error", "skip"] = option(
+        "error", "what a bad picture or caption does: stop, or be counted and replaced by the next"
+    )
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width in pixels, both `size`."""
+        return self.size, self.size
+
+    def split(self, name: Literal["train", "test"]) -> Split:
+        """The pictures of one split, with their captions and headers already checked.
+
+        Raises:
+            DataError: there is no such folder or no picture for this split; the metadata is
+                malformed or leads out of the folder; or, unless `on_bad_example` is "skip", an
+                example is bad.
+        """
+        from sfumato_data.image_files import ImageFiles
+        from sfumato_data.image_listing import list_split
+
+        pictures = list_split(Path(self.folder).expanduser(), name, self.held_out)
+        return ImageFiles(pictures, self.size, skip=self.on_bad_example == "skip")

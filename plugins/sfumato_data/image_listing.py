@@ -1,0 +1,229 @@
+"""Which pictures a folder holds, and where their captions stand. Opens no picture.
+
+What is wrong with the folder or its metadata is raised at once. What is wrong with one caption is
+raised when that caption is read, so that the reader can decide to leave the example out.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import attrs
+
+from sfumato import DataError
+from sfumato_data.held_out import is_held_out
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"})
+METADATA = ("metadata.jsonl", "metadata.csv")
+LONGEST_CAPTION = 10_000
+"""In bytes: far more than a text encoder reads, and less than a file that is no caption."""
+
+
+ReadCaption = Callable[[], str]
+
+
+@attrs.frozen
+class ListedPicture:
+    """A picture not yet opened: its path inside the folder, its file, how to read its caption."""
+
+    name: str
+    path: Path
+    caption: ReadCaption
+
+
+def bad_example(path: Path, problem: str) -> DataError:
+    """The error about one example, which `on_bad_example` may turn into a gap."""
+    remedy = "repair or remove it, or set on_bad_example: skip"
+    return DataError(problem, place=str(path), remedy=remedy)
+
+
+def list_split(
+    folder: Path, split: Literal["train", "test"], held_out: float
+) -> list[ListedPicture]:
+    """The pictures of one split, at least one, sorted by name.
+
+    Raises:
+        DataError: see `ImageFolder.split`.
+    """
+    if not folder.is_dir():
+        remedy = f"relative folders start at {Path.cwd()}"
+        raise DataError("there is no such folder", place=str(folder), remedy=remedy)
+    split_folders = _split_folders(folder)
+    if split_folders is not None:
+        return list_pictures(split_folders[split])
+    everything = list_pictures(folder)
+    pictures = [p for p in everything if is_held_out(p.name, held_out) == (split == "test")]
+    if not pictures:
+        problem = f"none of its {len(everything)} pictures falls into the {split} split"
+        remedy = "change held_out, or make folders train and test in it"
+        raise DataError(problem, place=str(folder), remedy=remedy)
+    return pictures
+
+
+def _split_folders(folder: Path) -> Mapping[str, Path] | None:
+    """The folders of the splits, if both are there; a picture beside them would be in neither."""
+    test = next((n for n in ("test", "validation") if (folder / n).is_dir()), None)
+    if test is None or not (folder / "train").is_dir():
+        return None
+    for entry in sorted(folder.iterdir()):
+        if entry.name in METADATA or entry.suffix.lower() in SUFFIXES:
+            problem = f"stands beside the folders train and {test}, so it belongs to neither split"
+            raise DataError(problem, place=str(entry), remedy="move it into one of them")
+    return {"train": folder / "train", "test": folder / test}
+
+
+def list_pictures(folder: Path) -> list[ListedPicture]:
+    """All pictures below a folder, at least one, sorted by name."""
+    files = sorted(_files(folder))
+    names = [name for name in files if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    metadata = [name for name in METADATA if name in files]
+    if len(metadata) == 2:
+        raise DataError(
+            "holds both " + " and ".join(metadata), place=str(folder), remedy="keep one"
+        )
+    captions: list[tuple[str, ReadCaption]]
+    if metadata:
+        captions = _captions_from_metadata(folder, metadata[0], files, names)
+    else:
+        stems = {os.path.splitext(name)[0] for name in names}
+        with_sidecars = any(f.endswith(".txt") and f.removesuffix(".txt") in stems for f in files)
+        read = _caption_beside if with_sidecars else _caption_of_class
+        captions = [(name, functools.partial(read, folder, name)) for name in names]
+    if not captions:
+        raise DataError("holds no PNG, JPEG, WebP, BMP or GIF pictures", place=str(folder))
+    return [ListedPicture(name, folder / name, caption) for name, caption in captions]
+
+
+def _files(folder: Path, inside: str = "") -> Iterator[str]:
+    """The paths of all regular files below `folder`, relative to it, with "/" between the parts."""
+    try:
+        entries = list(os.scandir(folder / inside))
+    except OSError as error:
+        problem = f"cannot be listed ({error.strerror})"
+        raise DataError(problem, place=str(folder / inside)) from error
+    for entry in entries:
+        if entry.name.startswith((".", "__")):
+            continue
+        if entry.is_symlink() and not _leads_inside(folder, entry.path):
+            remedy = "put the files themselves there"
+            raise DataError(
+                "is a link that leads out of the folder", place=entry.path, remedy=remedy
+            )
+        if entry.is_dir(follow_symlinks=False):
+            yield from _files(folder, f"{inside}{entry.name}/")
+        elif entry.is_file():
+            yield inside + entry.name
+
+
+def _leads_inside(folder: Path, link: str) -> bool:
+    return Path(os.path.realpath(link)).is_relative_to(os.path.realpath(folder))
+
+
+def _captions_from_metadata(
+    folder: Path, metadata: str, files: list[str], pictures: list[str]
+) -> list[tuple[str, ReadCaption]]:
+    """Names and captions by the rows of the metadata; a picture without a row is listed, as bad."""
+    path, known = folder / metadata, frozenset(files)
+    captions: list[tuple[str, ReadCaption]] = []
+    for line, row in _rows(path):
+        place = f"{path}:{line}"
+        for column in ("file_name", "text"):
+            if column not in row:
+                raise DataError(
+                    f"has no {column}", place=place, remedy="it needs file_name and text"
+                )
+        name = PurePosixPath(str(row["file_name"]))
+        if name.is_absolute() or ".." in name.parts:
+            remedy = "write paths relative to the folder of the metadata"
+            raise DataError(f"{str(name)!r} leads out of the folder", place=place, remedy=remedy)
+        where = f"its caption in {metadata}, line {line},"
+        check: ReadCaption = functools.partial(_checked, folder / name, row["text"], where)
+        if str(name) not in known:
+            check = functools.partial(_refuse, folder / name, f"is missing, but {place} names it")
+        captions.append((str(name), check))
+    for unnamed in set(pictures).difference(name for name, _ in captions):
+        problem = f"has no caption: {metadata} does not name it"
+        captions.append((unnamed, functools.partial(_refuse, folder / unnamed, problem)))
+    return sorted(captions, key=lambda caption: caption[0])
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The rows of a metadata file, each with its line."""
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError("is not UTF-8", place=f"{path}:{line}") from error
+    if path.suffix == ".csv":
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        try:
+            for record in reader:
+                yield reader.line_num, record
+        except csv.Error as error:
+            raise DataError(f"is not CSV ({error})", place=f"{path}:{reader.line_num}") from error
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield number, _json_object(line, f"{path}:{number}")
+
+
+def _json_object(line: str, place: str) -> Mapping[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"is not JSON ({error})", place=place) from error
+    if not isinstance(value, dict):
+        raise DataError("is not a JSON object", place=place, remedy="it needs file_name and text")
+    return value
+
+
+def _caption_beside(folder: Path, name: str) -> str:
+    path = folder / name
+    sidecar = path.with_suffix(".txt")
+    if not sidecar.is_file():
+        raise bad_example(path, f"has no caption: {sidecar.name} is missing")
+    with sidecar.open("rb") as file:
+        data = file.read(LONGEST_CAPTION + 1)
+    where = f"its caption {sidecar.name}"
+    if len(data) > LONGEST_CAPTION:
+        raise bad_example(path, f"{where} is longer than {LONGEST_CAPTION} bytes")
+    try:
+        return _checked(path, data.decode("utf-8-sig"), where)
+    except UnicodeDecodeError as error:
+        raise bad_example(path, f"{where} is not UTF-8") from error
+
+
+def _caption_of_class(folder: Path, name: str) -> str:
+    path, parts = folder / name, PurePosixPath(name).parts
+    if len(parts) == 1:
+        places = f"no metadata, no {path.stem}.txt beside it, no class folder around it"
+        raise bad_example(path, f"has no caption: {places}")
+    words = parts[-2].replace("_", " ").replace("-", " ")
+    return _checked(path, words, "its class folder's name")
+
+
+def _checked(path: Path, caption: object, where: str) -> str:
+    """The caption without the white space around it, if it can be one."""
+    if not isinstance(caption, str):
+        raise bad_example(path, f"{where} is not text")
+    try:
+        length = len(caption.encode())
+    except UnicodeEncodeError as error:
+        raise bad_example(path, f"{where} is not Unicode text") from error
+    if length > LONGEST_CAPTION:
+        raise bad_example(path, f"{where} is longer than {LONGEST_CAPTION} bytes")
+    if not caption.strip():
+        raise bad_example(path, f"{where} is empty")
+    return caption.strip()
+
+
+def _refuse(path: Path, problem: str) -> str:
+    raise bad_example(path, problem)

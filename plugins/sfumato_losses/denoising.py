@@ -1,0 +1,46 @@
+"""The denoising objective: noise is added in closed form and the model says what it was."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from sfumato import Batch, Draw, Losses, Noised, ObjectiveModule, noised, target
+
+if TYPE_CHECKING:
+    from sfumato import Pipeline
+
+
+class DenoisingModule(ObjectiveModule):
+    """Holds the denoiser; the encoders stay frozen outside."""
+
+    def __init__(self, pipeline: Pipeline, text_dropout: float) -> None:
+        """`text_dropout` is the share of texts that are replaced by the null condition."""
+        super().__init__()
+        self.denoiser = pipeline.denoiser
+        self.text_dropout = text_dropout
+        self.pipeline = pipeline
+
+    def losses(self, batch: Batch, draw: Draw) -> Losses:
+        """Losses (B,), and the share of texts that were dropped."""
+        pipeline, settings = self.pipeline, self.pipeline.settings
+        schedule = settings.noise_schedule
+        with torch.no_grad():
+            x0 = pipeline.autoencoder.encode(batch.images)
+            text = pipeline.encode(batch.captions)
+            dropped = draw.uniform("text_dropout") <= self.text_dropout
+            text = text.replaced(dropped, pipeline.text_encoder.null(len(text)))
+        u = draw.uniform("time")
+        t = settings.time_sampler.draw(u, batch.rows, batch.total, draw.index, schedule)
+        alpha, sigma = schedule.alpha_sigma(t)
+        eps = draw.normal("noise", x0.shape[1:])
+        state = Noised(
+            x_t=noised(x0, eps, alpha, sigma), x0=x0, eps=eps, t=t, alpha=alpha, sigma=sigma
+        )
+        output = self.denoiser(state.x_t, t, text)
+        wanted = target(self.denoiser.prediction, x0, eps, alpha, sigma)
+        values = settings.loss(output, wanted, state)
+        if settings.loss_weight is not None:
+            values = values * settings.loss_weight(state, self.denoiser.prediction).to(values)
+        return Losses(values=values, numbers={"text_dropout": dropped.float()})

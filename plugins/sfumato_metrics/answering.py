@@ -1,0 +1,181 @@
+"""Answers the questions that `studies` asks: sample, measure, draw."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import attrs
+import torch
+
+from sfumato import ConfigError, DataError, Finding
+from sfumato_metrics import figures
+from sfumato_metrics.measuring import embeddings, joint_encoder
+from sfumato_metrics.metrics import DescribedShapes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from sfumato import Data, Guidance, Pipeline
+    from sfumato_metrics.studies import ClipSimilarityStudy, GuidanceStudy, NegativePromptStudy
+
+_ROWS, _PER_CELL, _COLUMNS = 8, 4, 16
+"""How much of what was sampled a picture shows."""
+
+
+def full_captions(data: Data, count: int) -> dict[str, int]:
+    """The first `count` distinct captions of the test split that leave nothing out, and where.
+
+    Raises:
+        DataError: the test split has fewer.
+    """
+    split = data.split("test")
+    places: dict[str, int] = {}
+    for index in range(len(split)):
+        places.setdefault(split.caption(index), index)
+    if isinstance(data, DescribedShapes):
+        said = {caption: len(data.attributes(caption)) for caption in places}
+        most = max(said.values(), default=0)
+        places = {caption: place for caption, place in places.items() if said[caption] == most}
+    if len(places) < count:
+        raise DataError(
+            f"the test split has {len(places)} distinct full captions, and {count} are needed",
+            remedy="hold more examples out, or ask for fewer",
+        )
+    return dict(list(places.items())[:count])
+
+
+def clip_similarity(study: ClipSimilarityStudy, pipeline: Pipeline) -> Finding:
+    """Cosines of captions (rows) and pictures (columns), both sorted by caption."""
+    encoder = joint_encoder(pipeline, "study.clip_similarity")
+    data = pipeline.settings.data
+    places = dict(sorted(full_captions(data, study.count).items()))
+    split = data.split("test")
+    images = torch.stack([split.example(index)[0] for index in places.values()])
+    texts, pictures = embeddings(encoder, list(places), images)
+    matrix = texts @ pictures.T
+    best = matrix.argmax(dim=0)
+    retrieval = float((best == torch.arange(len(best))).double().mean())
+    return Finding(
+        numbers={"clip_retrieval": retrieval},
+        details={
+            "captions": list(places),
+            "examples": list(places.values()),
+            "cosines": matrix.tolist(),
+        },
+        picture=figures.heat_map(
+            images, list(places), matrix, f"{retrieval:.0%} of the pictures find their own caption"
+        ),
+    )
+
+
+def guidance(study: GuidanceStudy, pipeline: Pipeline, seed: int) -> Finding:
+    """The metrics at each scale; the picture has a row for a prompt and a column for a scale."""
+    prompts = list(full_captions(pipeline.settings.data, study.prompts))
+    texts = [prompt for prompt in prompts for _ in range(study.samples)]
+    numbers: dict[str, dict[str, float]] = {}
+    shown: list[Tensor] = []
+    for scale in study.scales:
+        states = [metric.build(pipeline) for metric in study.metrics]
+        images = pipeline.sample(
+            texts, seed=seed, guidance=scaled(pipeline.settings.guidance, scale)
+        )
+        found = numbers[f"{scale:g}"] = {}
+        for state in states:
+            state.update(images, texts)
+            found.update(state.compute())
+        shown.append(_by_prompt(images, study.samples)[:_ROWS, :_PER_CELL])
+    return Finding(
+        numbers={"guidance": numbers},
+        details={"prompts": prompts, "samples": study.samples, "seed": seed},
+        picture=figures.picture_table(
+            torch.stack(shown, dim=1),
+            rows=prompts[:_ROWS],
+            together=_ROWS,
+            columns=[_heading(scale, found) for scale, found in numbers.items()],
+            title="The same noise at rising guidance scale",
+        ),
+    )
+
+
+def scaled(guidance: Guidance, scale: float) -> Guidance:
+    """This guidance at another scale.
+
+    Raises:
+        ConfigError: it has no scale.
+    """
+    kind = type(guidance)
+    if not attrs.has(kind) or "scale" not in attrs.fields_dict(kind):
+        raise ConfigError(
+            f"the guidance {guidance.name!r} has no option 'scale' to vary",
+            place="study.guidance",
+            remedy="study a pipeline with a guidance such as cfg, or leave this study out",
+        )
+    other: Guidance = attrs.evolve(cast("Any", guidance), scale=scale)
+    return other
+
+
+def _heading(scale: str, found: Mapping[str, float]) -> str:
+    lines = [f"{key.removesuffix('_accuracy')} {value:.2f}" for key, value in found.items()]
+    return "\n".join([f"scale {scale}", *lines])
+
+
+def _by_prompt(images: Tensor, samples: int) -> Tensor:
+    """(prompts x samples, 3, H, W) as (prompts, samples, 3, H, W)."""
+    return images.reshape(-1, samples, *images.shape[1:])
+
+
+def negative_prompt(study: NegativePromptStudy, pipeline: Pipeline, seed: int) -> Finding:
+    """The share of the negative's color without and with it; the picture has rows in pairs."""
+    texts = [prompt for prompt in study.prompts for _ in range(study.samples)]
+    without = pipeline.sample(texts, seed=seed)
+    share_without = color_share(study, pipeline, without)
+    guided = pipeline.sample(texts, negative=study.negative, seed=seed, guidance=study.guidance)
+    share_with = color_share(study, pipeline, guided)
+    pairs = [_by_prompt(images, study.samples) for images in (without, guided)]
+    shown = torch.stack(pairs, dim=1)[:_ROWS, :, :_COLUMNS].flatten(0, 1)
+    framed = torch.tensor(
+        [[color_share(study, pipeline, image[None]) == 1 for image in row] for row in shown]
+    )
+    return Finding(
+        numbers={"negative_prompt": {"without": share_without, "with": share_with}},
+        details={
+            "prompts": list(study.prompts),
+            "negative": study.negative,
+            "samples": study.samples,
+            "seed": seed,
+        },
+        picture=figures.picture_table(
+            shown[:, None],
+            rows=[
+                label
+                for prompt in study.prompts[:_ROWS]
+                for label in (prompt, f"negative: {study.negative}")
+            ],
+            together=2,
+            columns=[""],
+            title=f"Pictures in the color of {study.negative!r} (framed), from the same noise: "
+            f"{share_without:.0%} without it as negative prompt, {share_with:.0%} with it",
+            framed=framed[:, None],
+        ),
+    )
+
+
+def color_share(study: NegativePromptStudy, pipeline: Pipeline, images: Tensor) -> float:
+    """The share of the pictures that show the color of the negative prompt.
+
+    Raises:
+        ConfigError: the metric knows none.
+    """
+    state = study.metric.build(pipeline)
+    state.update(images, [study.negative] * len(images))
+    measured = state.compute()
+    if "color_accuracy" not in measured:
+        raise ConfigError(
+            f"the metric {study.metric.name!r} finds no color in {study.negative!r}",
+            place="study.negative_prompt",
+            remedy="name a color of the data in `negative`, and use a metric such as "
+            "shape_attributes",
+        )
+    return measured["color_accuracy"]

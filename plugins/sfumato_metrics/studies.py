@@ -1,0 +1,100 @@
+"""Settings of the studies: questions about a trained pipeline.
+
+The answers stand in `answering` and their pictures in `figures`, which need torch and matplotlib.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+from attrs.validators import ge
+
+from sfumato import Guidance, Metric, Study, option, required
+from sfumato_metrics.metrics import Diversity, ShapeAttributes
+
+if TYPE_CHECKING:
+    from sfumato import Finding, Pipeline
+
+
+@attrs.frozen(kw_only=True)
+class ClipSimilarityStudy(Study):
+    """Does the text encoder know which caption belongs to which picture?
+
+    Cosines of held-out pictures with their captions, which are distinct and, where the data can
+    parse captions, name every attribute. `clip_retrieval` is the share of the pictures whose most
+    similar caption is their own.
+
+    References:
+        Learning Transferable Visual Models From Natural Language Supervision, 2021,
+        arXiv:2103.00020
+    """
+
+    name = "clip_similarity"
+
+    count: int = option(32, "number of pictures", ge(2))
+
+    def run(self, pipeline: Pipeline, seed: int) -> Finding:
+        """The matrix of cosines; nothing is sampled."""
+        from sfumato_metrics.answering import clip_similarity
+
+        return clip_similarity(self, pipeline)
+
+
+@attrs.frozen(kw_only=True)
+class GuidanceStudy(Study):
+    """What does the guidance scale buy, and what does it cost?
+
+    The same captions of the test split and the same noise at every scale: the metrics by scale
+    under `guidance`.
+
+    References:
+        Classifier-Free Diffusion Guidance, 2022, arXiv:2207.12598
+    """
+
+    name = "guidance"
+
+    scales: tuple[float, ...] = option((1.0, 2.0, 4.0, 8.0), "guidance scales; 1 is off")
+    prompts: int = option(24, "number of distinct captions", ge(1))
+    samples: int = option(8, "pictures of each caption", ge(1))
+    metrics: tuple[Metric, ...] = option((ShapeAttributes(), Diversity()), "what is measured")
+
+    def run(self, pipeline: Pipeline, seed: int) -> Finding:
+        """Samples `prompts` times `samples` pictures at each scale."""
+        from sfumato_metrics.answering import guidance
+
+        return guidance(self, pipeline, seed)
+
+
+@attrs.frozen(kw_only=True)
+class NegativePromptStudy(Study):
+    """Does a negative prompt take away what it names?
+
+    The prompts leave the color open. The share of pictures that show the negative's color, under
+    `negative_prompt`: `without`, by the pipeline's own guidance, and `with` the negative prompt,
+    from the same noise.
+    """
+
+    name = "negative_prompt"
+
+    guidance: Guidance = required("guides with the negative prompt")
+    negative: str = option("a red shape", "the negative prompt; the metric must know its color")
+    prompts: tuple[str, ...] = option(
+        (
+            "a circle",
+            "a square",
+            "a triangle",
+            "a large circle on a gray background",
+            "a large square on a white background",
+            "a large triangle on a black background",
+        ),
+        "prompts that leave the color open",
+    )
+    samples: int = option(32, "pictures of each prompt", ge(1))
+    metric: Metric = option(ShapeAttributes(), "a metric that computes color_accuracy")
+
+    def run(self, pipeline: Pipeline, seed: int) -> Finding:
+        """Samples `prompts` times `samples` pictures, twice."""
+        from sfumato_metrics.answering import negative_prompt
+
+        return negative_prompt(self, pipeline, seed)

@@ -1,0 +1,109 @@
+"""Residual blocks (Ho et al., 2020, arXiv:2006.11239, Appendix B), and levels made of them.
+
+A level is a row of residual blocks, each followed by a transformer where the level attends. On the
+way down every output is kept; on the way up every residual block takes the youngest of them too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sfumato_unet.transformer import Transformer, named, zeroed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sfumato_unet import Level, UNet
+    from sfumato_unet.transformer import Text
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x))) + time))), the last convolution zero at first."""
+
+    def __init__(self, unet: UNet, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(unet.groups, inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.time_emb_proj = nn.Linear(unet.time_width, outputs)
+        self.norm2 = nn.GroupNorm(unet.groups, outputs)
+        self.dropout = nn.Dropout(unet.dropout)
+        self.conv2 = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.conv_shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """(B, inputs, H, W) and the activated time (B, time width) to (B, outputs, H, W)."""
+        h = self.conv1(F.silu(self.norm1(x))) + self.time_emb_proj(time)[:, :, None, None]
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return self.conv_shortcut(x) + h  # type: ignore[no-any-return]
+
+
+class Row(nn.Module):
+    """Residual blocks of the given input channels, transformers after the first of them."""
+
+    def __init__(
+        self, unet: UNet, level: Level, inputs: Sequence[int], transformers: int, text_width: int
+    ) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(ResidualBlock(unet, width, level.channels) for width in inputs)
+        self.attentions = nn.ModuleList(
+            Transformer(unet, level, text_width) for _ in range(transformers)
+        )
+
+    def layer(self, index: int, x: Tensor, time: Tensor, text: Text) -> Tensor:
+        """A residual block and its transformer: (B, inputs, H, W) to (B, channels, H, W)."""
+        x = self.resnets[index](x, time)
+        return self.attentions[index](x, text) if index < len(self.attentions) else x
+
+
+class DownBlock(Row):
+    """A level on the way down, ending with a strided convolution unless it is the last."""
+
+    def __init__(
+        self, unet: UNet, level: Level, inputs: Sequence[int], last: bool, text_width: int
+    ) -> None:
+        super().__init__(unet, level, inputs, len(inputs) * level.attention, text_width)
+        down = named(conv=nn.Conv2d(level.channels, level.channels, 3, stride=2, padding=1))
+        self.downsamplers = nn.ModuleList([] if last else [down])
+
+    def forward(self, x: Tensor, time: Tensor, text: Text) -> list[Tensor]:
+        """Every output, for the way up; the last of them goes on down."""
+        outputs = []
+        for index in range(len(self.resnets)):
+            x = self.layer(index, x, time, text)
+            outputs.append(x)
+        return outputs + [down(x) for down in self.downsamplers]
+
+
+class MidBlock(Row):
+    """Two residual blocks around a transformer, at the coarsest level."""
+
+    def __init__(self, unet: UNet, level: Level, text_width: int) -> None:
+        super().__init__(unet, level, (level.channels, level.channels), 1, text_width)
+
+    def forward(self, x: Tensor, time: Tensor, text: Text) -> Tensor:
+        """Like x (B, C, H, W)."""
+        return self.layer(1, self.layer(0, x, time, text), time, text)
+
+
+class UpBlock(Row):
+    """A level on the way up, ending with a doubling of the size unless it is the finest."""
+
+    def __init__(
+        self, unet: UNet, level: Level, inputs: Sequence[int], last: bool, text_width: int
+    ) -> None:
+        super().__init__(unet, level, inputs, len(inputs) * level.attention, text_width)
+        up = named(
+            nearest=nn.Upsample(scale_factor=2.0),
+            conv=nn.Conv2d(level.channels, level.channels, 3, padding=1),
+        )
+        self.upsamplers = nn.Sequential(*([] if last else [up]))
+
+    def forward(self, x: Tensor, kept: Sequence[Tensor], time: Tensor, text: Text) -> Tensor:
+        """(B, C, H, W) and a kept output for each residual block to the next level's input."""
+        for index, skip in enumerate(kept):
+            x = self.layer(index, torch.cat((x, skip), dim=1), time, text)
+        return self.upsamplers(x)  # type: ignore[no-any-return]

@@ -1,0 +1,131 @@
+"""The UNet as a module: time and text in, levels down, middle, levels up."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import attrs
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sfumato import ConfigError, DenoiserModule, Space, TextEmbedding
+from sfumato_unet.blocks import DownBlock, MidBlock, UpBlock
+from sfumato_unet.transformer import KeysValues, Text, TransformerBlock, named, zeroed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sfumato_unet import UNet
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Condition:
+    """What the UNet makes of a text whatever the time.
+
+    Attributes:
+        keys_values: of every cross-attention, (B, heads, L, width / heads) each.
+        pooled: (B, time width), or None where the pooled vector is not used.
+    """
+
+    keys_values: tuple[KeysValues, ...]
+    pooled: Tensor | None
+
+
+def sinusoids(timestep: Tensor, width: int) -> Tensor:
+    """cos(k f_i), then sin(k f_i), with f_i = 10000^(-2i / width), of timesteps k (B,): (B, width).
+
+    Vaswani et al., 2017, arXiv:1706.03762, Section 3.5, in the order of Stable Diffusion.
+    """
+    place = torch.arange(width // 2, device=timestep.device, dtype=timestep.dtype)
+    angles = timestep[:, None] * torch.exp(-2 * math.log(10000) / width * place)
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+class UNetModule(DenoiserModule):
+    """See `UNet`. Activations are stored channels last, as convolutions and attention like them."""
+
+    def __init__(self, unet: UNet, space: Space) -> None:
+        super().__init__()
+        levels = unet.levels()
+        self.prediction = unet.prediction
+        self.layers = unet.layers
+        self.schedule = space.schedule
+        self.conv_in = nn.Conv2d(space.channels, unet.channels[0], 3, padding=1)
+        self.time_embedding = _embedding(unet.channels[0], unet.time_width)
+        self.class_embedding = (
+            _embedding(space.pooled_width, unet.time_width) if unet.pooled else None
+        )
+
+        self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
+        kept = [unet.channels[0]]
+        for level in levels:
+            inputs = (kept[-1], *(unet.layers - 1) * (level.channels,))
+            last = level is levels[-1]
+            self.down_blocks.append(DownBlock(unet, level, inputs, last, space.text_width))
+            kept += (unet.layers + (not last)) * [level.channels]
+        self.mid_block = MidBlock(unet, levels[-1], space.text_width)
+        width = levels[-1].channels
+        for level in reversed(levels):
+            before = (width, *unet.layers * (level.channels,))
+            inputs = tuple(channels + kept.pop() for channels in before)
+            last = level is levels[0]
+            self.up_blocks.append(UpBlock(unet, level, inputs, last, space.text_width))
+            width = level.channels
+
+        self.conv_norm_out = nn.GroupNorm(unet.groups, unet.channels[0])
+        self.conv_out = zeroed(nn.Conv2d(unet.channels[0], space.channels, 3, padding=1))
+        for index, block in enumerate(self._transformer_blocks()):
+            block.index = index
+
+    def _transformer_blocks(self) -> Iterator[TransformerBlock]:
+        return (module for module in self.modules() if isinstance(module, TransformerBlock))
+
+    def precompute(self, text: TextEmbedding, times: Tensor) -> Condition:
+        """The keys and values of every cross-attention, and the projected pooled vector."""
+        blocks = self._transformer_blocks()
+        return Condition(
+            keys_values=tuple(block.attn2.keys_values(text.tokens) for block in blocks),
+            pooled=None if self.class_embedding is None else self.class_embedding(text.pooled),
+        )
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: TextEmbedding | Condition,
+        variant: str | None = None,
+    ) -> Tensor:
+        """See `DenoiserModule.forward`.
+
+        Raises:
+            ConfigError: there is no such variant.
+        """
+        if variant is not None:
+            raise ConfigError(f"the unet has no variant {variant!r}", place="denoiser")
+        if isinstance(condition, TextEmbedding):
+            text: Text = condition.tokens
+            pooled = (
+                None if self.class_embedding is None else self.class_embedding(condition.pooled)
+            )
+        else:
+            text, pooled = condition.keys_values, condition.pooled
+        timestep = self.schedule.timestep(t)
+        time = self.time_embedding(sinusoids(timestep, self.conv_in.out_channels).to(x_t.dtype))
+        time = F.silu(time if pooled is None else time + pooled)
+
+        x = self.conv_in(x_t.contiguous(memory_format=torch.channels_last))
+        kept = [x]
+        for down in self.down_blocks:
+            kept += down(kept[-1], time, text)
+        x = self.mid_block(kept[-1], time, text)
+        for up in self.up_blocks:
+            x = up(x, [kept.pop() for _ in range(self.layers + 1)], time, text)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))  # type: ignore[no-any-return]
+
+
+def _embedding(inputs: int, outputs: int) -> nn.Sequential:
+    return named(
+        linear_1=nn.Linear(inputs, outputs), act=nn.SiLU(), linear_2=nn.Linear(outputs, outputs)
+    )

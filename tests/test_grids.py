@@ -1,0 +1,160 @@
+"""Time grids: the classical indices, their ends, and diffusers' timesteps for every number of steps."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+
+from sfumato import ConfigError, NoiseSchedule
+from sfumato_schedules import Leading, LinearBeta, Linspace, Trailing
+
+SCHEDULE = LinearBeta()
+GRIDS = [Leading(), Leading(offset=1), Trailing(), Linspace()]
+
+
+class Flow(NoiseSchedule):
+    """alpha = 1 - t, sigma = t: continuous time."""
+
+    name = "flow"
+
+    def alpha_sigma(self, t):
+        return 1 - t, t
+
+
+def indices(grid, steps):
+    """The classical indices that the steps start from."""
+    times = grid.times(steps, SCHEDULE)
+    assert times.dtype == torch.float64
+    return (times[:-1] * 1000 - 1).round().long().tolist()
+
+
+def test_fifty_steps():
+    assert indices(Leading(), 50) == list(range(980, -1, -20))
+    assert indices(Leading(offset=1), 50) == list(range(981, 0, -20))
+    assert indices(Trailing(), 50) == list(range(999, 18, -20))
+    assert indices(Linspace(), 50)[:3] == [999, 979, 958]
+    assert indices(Linspace(), 50)[-2:] == [20, 0]
+
+
+def test_twenty_steps_with_offset():
+    assert indices(Leading(offset=1), 20) == list(range(951, 0, -50))
+
+
+@pytest.mark.parametrize(
+    ("grid", "start"),
+    [(Leading(), 0), (Leading(offset=1), 1), (Trailing(), 999), (Linspace(), 999)],
+    ids=repr,
+)
+def test_one_step(grid, start):
+    assert indices(grid, 1) == [start]
+
+
+def fractions(grid, steps):
+    """The indices before they are rounded."""
+    match grid:
+        case Leading():
+            return [Fraction(k * (1000 // steps) + grid.offset) for k in reversed(range(steps))]
+        case Trailing():
+            return [Fraction(k * 1000, steps) - 1 for k in range(steps, 0, -1)]
+        case Linspace():
+            return [Fraction(999 * k, steps - 1) for k in reversed(range(steps))]
+
+
+@pytest.mark.parametrize(
+    ("grid", "options"),
+    [
+        (Leading(), {"timestep_spacing": "leading"}),
+        (Leading(offset=1), {"timestep_spacing": "leading", "steps_offset": 1}),
+        (Trailing(), {"timestep_spacing": "trailing"}),
+        (Linspace(), {"timestep_spacing": "linspace"}),
+    ],
+    ids=repr,
+)
+def test_timesteps_of_diffusers(grid, options):
+    scheduler = pytest.importorskip("diffusers").DDIMScheduler(**options)
+    for steps in {*range(2, 103), 125, 250, 300, 333, 500, 501, 750, 999}:
+        scheduler.set_timesteps(steps)
+        # In diffusers rounding noise decides where a fraction is exactly a half, and gives the trailing
+        # grid an index -1 at some N.
+        theirs = scheduler.timesteps.tolist()[:steps]
+        for a, b, exact in zip(indices(grid, steps), theirs, fractions(grid, steps), strict=True):
+            assert a == b or (exact.denominator == 2 and abs(a - b) == 1)
+
+
+@pytest.mark.parametrize("final", ["clean", "first"])
+@pytest.mark.parametrize("schedule", [SCHEDULE, LinearBeta(steps=7), Flow()], ids=repr)
+def test_times_fall_within_the_table_to_the_final(schedule, final):
+    points = schedule.points or 1000
+    for grid in (Leading(offset=1, final=final), Trailing(final=final), Linspace(final=final)):
+        for steps in {1, 2, 3, 30, 64, 333, 500} & set(range(points // 2 + 1)):
+            times = grid.times(steps, schedule)
+            assert times.shape == (steps + 1,)
+            assert (times.diff() < 0).all()
+            assert times[0] <= 1
+            if schedule.points:
+                assert times[-1] == (1 / points if final == "first" else 0)
+                torch.testing.assert_close(times * points, (times * points).round())
+
+
+@pytest.mark.parametrize("grid", [Leading(), Trailing(), Linspace()], ids=repr)
+def test_as_many_steps_as_points_visit_every_entry(grid):
+    assert indices(grid, 1000) == list(range(999, -1, -1))
+
+
+def test_stable_diffusion_ends_on_the_first_entry():
+    times = Leading(offset=1, final="first").times(50, SCHEDULE)
+    assert times[-2:].tolist() == [0.002, 0.001]
+
+
+def test_linspace_that_ends_on_the_first_entry_keeps_both_ends():
+    times = Linspace(final="first").times(9, SCHEDULE)
+    expected = torch.arange(999, -1, -111, dtype=torch.float64)
+    torch.testing.assert_close(times * 1000 - 1, expected)
+
+
+def test_continuous_time_is_not_rounded():
+    sevenths = torch.arange(7, -1, -1, dtype=torch.float64) / 7
+    torch.testing.assert_close(Trailing().times(7, Flow()), sevenths, rtol=1e-15, atol=0)
+    leading = Leading().times(7, Flow())
+    torch.testing.assert_close(leading[:-1], sevenths[1:] + 1 / 7000)
+    linspace = Linspace().times(8, Flow())
+    torch.testing.assert_close(linspace[:-1], sevenths, rtol=0, atol=2 / 8000)
+    assert linspace[0] == 1
+    assert Trailing().times(5000, Flow()).shape == (5001,)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=repr)
+@pytest.mark.parametrize("schedule", [SCHEDULE, Flow()], ids=repr)
+def test_no_steps(grid, schedule):
+    with pytest.raises(ConfigError) as error:
+        grid.times(0, schedule)
+    assert str(error.value) == f"time_grid.{grid.name}: 0 steps; ask for at least 1"
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=repr)
+def test_more_steps_than_points(grid):
+    with pytest.raises(ConfigError) as error:
+        grid.times(1001, SCHEDULE)
+    assert str(error.value) == (
+        f"time_grid.{grid.name}: 1001 steps on a noise schedule of 1000 points; "
+        "ask for at most 1000"
+    )
+
+
+def test_steps_that_leave_the_table():
+    with pytest.raises(ConfigError) as error:
+        Leading(offset=1).times(1000, SCHEDULE)
+    assert str(error.value) == (
+        "time_grid.leading: 1000 steps start at index 1000 of 1000 points; "
+        "ask for fewer steps or use offset: 0"
+    )
+
+
+@pytest.mark.parametrize(("grid", "steps"), [(Leading, 50), (Trailing, 1000), (Linspace, 1000)])
+def test_a_step_that_would_stand_still(grid, steps):
+    with pytest.raises(ConfigError) as error:
+        grid(final="first").times(steps, SCHEDULE)
+    assert str(error.value) == (
+        f"time_grid.{grid.name}: {steps} steps that end on the first entry visit an entry twice; "
+        "use final: clean, offset: 1 or fewer steps"
+    )
