@@ -28,10 +28,11 @@ def indices(grid, steps):
     return (times[:-1] * 1000 - 1).round().long().tolist()
 
 
-def test_fifty_steps():
+def test_indices_of_the_spacings():
     assert indices(Leading(), 50) == list(range(980, -1, -20))
     assert indices(Leading(offset=1), 50) == list(range(981, 0, -20))
     assert indices(Trailing(), 50) == list(range(999, 18, -20))
+    assert indices(Trailing(), 7) == [999, 856, 713, 570, 428, 285, 142]
     assert indices(Linspace(), 50)[:3] == [999, 979, 958]
     assert indices(Linspace(), 50)[-2:] == [20, 0]
 

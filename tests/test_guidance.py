@@ -106,9 +106,11 @@ def test_the_prompt_as_negative_is_cfg_of_the_difference():
     )
 
 
-@pytest.mark.parametrize("positive_scale", [1.3, 4.0, 7.5])
+@pytest.mark.parametrize("positive_scale", [1.3, 2.2, 4.0, 7.5])
 def test_customary_negative_prompt_needs_no_null_branch(positive_scale):
-    method = NegativePrompt(positive_scale=positive_scale, negative_scale=positive_scale - 1)
+    method = NegativePrompt(
+        positive_scale=positive_scale, negative_scale=round(positive_scale - 1, 1)
+    )
     assert asked(method, 1) == {PROMPT, negative(0)}
     n, p = EPS[negative(0)], EPS[PROMPT]
     same(guide(method, 1), n + positive_scale * (p - n))

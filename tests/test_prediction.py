@@ -63,7 +63,7 @@ def test_solve_inverts_target(kind):
     close(solved.eps, EPS)
 
 
-@pytest.mark.parametrize("kinds", itertools.permutations(KINDS), ids="-".join)
+@pytest.mark.parametrize("kinds", list(itertools.permutations(KINDS)), ids="-".join)
 def test_a_cycle_through_every_kind_comes_home(kinds):
     """Of any output, not only of the truth: what is solved from it explains x_t."""
     start = output = torch.randn(

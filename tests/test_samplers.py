@@ -308,6 +308,18 @@ def test_x0_and_eps_may_differ():
     torch.testing.assert_close(step.x, torch.full_like(step.x, float(2 * alpha - 3 * sigma)))
 
 
+def test_clipping_x0_moves_eps_so_that_x_t_stays():
+    schedule = LinearBeta()
+    times = Trailing().times(10, schedule)
+    (alpha, alpha_s), (sigma, sigma_s) = (v[:2] for v in schedule.alpha_sigma(times))
+    x = normal(0)().double()
+    denoise = epsilon_denoiser(schedule, lambda x, t: 0.5 * x)
+    step = next(DDIM(clip_x0=0.8).run(denoise, schedule, x, times, no_noise))
+    x0 = denoise(x, times[0]).x0.clamp(-0.8, 0.8)
+    torch.testing.assert_close(step.x0, x0)
+    torch.testing.assert_close(step.x, alpha_s * x0 + sigma_s * (x - alpha * x0) / sigma)
+
+
 @pytest.mark.parametrize("sampler", [DDPM(), DDIM(eta=1.0)], ids=repr)
 def test_no_draw_of_noise_is_wasted(sampler):
     """The last step to the clean picture takes none, so 10 steps are 9 draws."""

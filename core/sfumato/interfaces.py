@@ -95,7 +95,7 @@ class NoiseSchedule(Component):
         By bisection, to the last bit; a schedule with a closed form overrides it.
         """
         wanted = log_sigma_over_alpha.double()
-        low, high = wanted * 0, wanted * 0 + 1
+        low, high = wanted.new_zeros(wanted.shape), wanted.new_ones(wanted.shape)
         for _ in range(60):
             middle = (low + high) / 2
             alpha, sigma = self.alpha_sigma(middle)

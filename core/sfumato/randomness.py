@@ -101,7 +101,7 @@ class Draw:
         radius = torch.sqrt(-2 * torch.log(uniform[:, 0::2]))
         angle = (2 * math.pi) * uniform[:, 1::2]
         pairs = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
-        return pairs.flatten(1)[:, :count].to(dtype).reshape(-1, *shape)
+        return pairs.flatten(1)[:, :count].to(dtype).reshape(len(self.examples), *shape)
 
 
 def permutation(seed: int, stream: str, draw: int, size: int) -> Tensor:

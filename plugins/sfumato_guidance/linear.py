@@ -53,7 +53,7 @@ class LinearGuidance(Guidance):
     def _weights(self, step: GuidanceStep, negatives: int) -> dict[Branch, float]:
         pulls = self.pulls(step, negatives)
         weights = {**pulls, _NULL: 1 - sum(pulls.values())}
-        # 1 - 1.3 + 0.3 is 5e-17 in floating point, and no reason to run the denoiser.
+        # 1 - (2.2 - 1.2) is -2e-16 in floating point, and no reason to run the denoiser.
         return {branch: weight for branch, weight in weights.items() if abs(weight) > 1e-12}
 
 

@@ -11,7 +11,7 @@ laptop to Stable Diffusion, all of it with the default `groups`:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from attrs.validators import deep_iterable, ge, lt, min_len
@@ -26,7 +26,7 @@ SFUMATO_API = 1
 
 @attrs.frozen
 class Level:
-    """One resolution: its channels, whether it attends, with how many heads, how many times in a row."""
+    """One resolution: its channels, whether it attends, in how many blocks with how many heads."""
 
     channels: int
     attention: bool
@@ -38,10 +38,10 @@ class Level:
 class UNet(Denoiser):
     """A UNet of residual blocks and transformers, conditioned on time and text.
 
-    Each level halves the picture of the one before it. `attention`, `depth` and `heads` have a value
-    for each level, or a single one for all; the block in the middle has the last level's, and always
-    attends. Padding of the text is attended to, as in Stable Diffusion. Parameters have the names
-    and shapes of diffusers' `UNet2DConditionModel`, whose weights load as they are.
+    Each level halves the picture of the one before it. `attention`, `depth` and `heads` have a
+    value for each level, or a single one for all; the block in the middle has the last level's, and
+    always attends. Padding of the text is attended to, as in Stable Diffusion. Parameters have the
+    names and shapes of diffusers' `UNet2DConditionModel`, whose weights load as they are.
 
     References:
         Denoising Diffusion Probabilistic Models, 2020, arXiv:2006.11239
@@ -54,7 +54,7 @@ class UNet(Denoiser):
         (64, 128, 128), "channels of each level", min_len(1), deep_iterable(ge(2))
     )
     layers: int = option(1, "residual blocks of each level on the way down; up has one more", ge(1))
-    attention: tuple[bool, ...] = option((False, True, True), "which levels attend", min_len(1))
+    attention: tuple[bool, ...] = option((True,), "whether pixels attend, by level", min_len(1))
     depth: tuple[int, ...] = option(
         (1,), "transformer blocks in a row, by level", min_len(1), deep_iterable(ge(1))
     )
@@ -83,20 +83,8 @@ class UNet(Denoiser):
             ConfigError: an option has neither one value nor one for each level, or does not divide
                 the channels of its level.
         """
-        count = len(self.channels)
-        for name in ("attention", "depth", "heads"):
-            given = len(getattr(self, name))
-            if given not in (1, count):
-                raise ConfigError(
-                    f"{given} values for {count} levels",
-                    place=f"unet.{name}",
-                    remedy="give one for all, or one for each of unet.channels",
-                )
-        attention, depth, heads = (
-            values * (count if len(values) == 1 else 1)
-            for values in (self.attention, self.depth, self.heads)
-        )
-        levels = tuple(map(Level, self.channels, attention, depth, heads))
+        named = map(self._by_level, ("attention", "depth", "heads"))
+        levels = tuple(map(Level, self.channels, *named))
         for level in levels:
             for name, divisor in (("groups", self.groups), ("heads", level.heads)):
                 if level.channels % divisor:
@@ -106,6 +94,16 @@ class UNet(Denoiser):
                         remedy=f"change unet.{name} or unet.channels",
                     )
         return levels
+
+    def _by_level(self, name: str) -> tuple[Any, ...]:
+        values, count = getattr(self, name), len(self.channels)
+        if len(values) not in (1, count):
+            raise ConfigError(
+                f"{len(values)} values for {count} levels",
+                place=f"unet.{name}",
+                remedy="give one for all, or one for each of unet.channels",
+            )
+        return tuple(values) if len(values) == count else tuple(values) * count
 
     def build(self, space: Space) -> DenoiserModule:
         """The network, for this space.

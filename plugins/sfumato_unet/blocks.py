@@ -41,6 +41,24 @@ class ResidualBlock(nn.Module):
         return self.conv_shortcut(x) + h  # type: ignore[no-any-return]
 
 
+class DoublingConv(nn.Conv2d):
+    """A 3x3 convolution of the picture at twice its size (nearest neighbour), by less than half the sums.
+
+    Repeating each pixel 2x2 is a transposed convolution with a box, so both are one with the 4x4
+    kernel that is the box convolved with the 3x3: 16 products for 4 pixels instead of 36.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, 2 H, 2 W)."""
+        kernel = F.pad(self.weight.flip(2, 3).transpose(0, 1), (1, 1, 1, 1))
+        kernel = kernel[:, :, 1:] + kernel[:, :, :-1]
+        kernel = kernel[..., 1:] + kernel[..., :-1]
+        return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
+
+
 class Row(nn.Module):
     """Residual blocks of the given input channels, transformers after the first of them."""
 
@@ -96,10 +114,7 @@ class UpBlock(Row):
         self, unet: UNet, level: Level, inputs: Sequence[int], last: bool, text_width: int
     ) -> None:
         super().__init__(unet, level, inputs, len(inputs) * level.attention, text_width)
-        up = named(
-            nearest=nn.Upsample(scale_factor=2.0),
-            conv=nn.Conv2d(level.channels, level.channels, 3, padding=1),
-        )
+        up = named(conv=DoublingConv(level.channels))
         self.upsamplers = nn.Sequential(*([] if last else [up]))
 
     def forward(self, x: Tensor, kept: Sequence[Tensor], time: Tensor, text: Text) -> Tensor:

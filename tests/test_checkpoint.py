@@ -1,0 +1,106 @@
+"""A checkpoint is whole or absent, and damage is seen before use."""
+
+import json
+import stat
+
+import pytest
+import torch
+
+from sfumato import CheckpointError, checkpoint
+
+STATE = {"net": {"weight": torch.arange(6.0).reshape(2, 3)}}
+
+
+@pytest.fixture
+def written(tmp_path):
+    path = tmp_path / "checkpoints" / "step-00000001"
+    checkpoint.write(path, STATE, {"words.json": b"{}"}, {"step": 1})
+    return path
+
+
+def message(call, *arguments):
+    with pytest.raises(CheckpointError) as error:
+        call(*arguments)
+    return str(error.value)
+
+
+def test_what_is_written_is_read(written):
+    states, files, manifest = checkpoint.read(written)
+    assert torch.equal(states["net"]["weight"], STATE["net"]["weight"])
+    assert files == {"words.json": b"{}"}
+    assert manifest["step"] == 1
+    assert [path.name for path in written.parent.iterdir()] == ["step-00000001"]
+
+
+def test_files_have_the_mode_of_the_umask(written, tmp_path):
+    (tmp_path / "plain").write_text("")
+    plain = stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+    for path in written.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == plain
+
+
+def test_a_flipped_bit_is_seen(written):
+    path = written / "net.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert message(checkpoint.read, written) == (
+        f"{path}: differs from its hash in the manifest: it is damaged"
+    )
+
+
+def test_a_missing_file_is_named(written):
+    (written / "words.json").unlink()
+    assert message(checkpoint.read, written) == (
+        f"{written / 'words.json'}: cannot be read: No such file or directory"
+    )
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "a/b"])
+def test_a_manifest_cannot_lead_outside(written, name):
+    manifest = json.loads((written / "manifest.json").read_text())
+    manifest["files"] = {name: "0" * 64}
+    (written / "manifest.json").write_text(json.dumps(manifest))
+    assert "the manifest names a path outside the checkpoint" in message(checkpoint.read, written)
+
+
+def test_a_link_is_not_followed(written, tmp_path):
+    (tmp_path / "elsewhere").write_bytes(b"{}")
+    (written / "words.json").unlink()
+    (written / "words.json").symlink_to(tmp_path / "elsewhere")
+    assert "the manifest names a path outside the checkpoint" in message(checkpoint.read, written)
+
+
+def test_a_pickle_under_a_safetensors_name_is_refused(tmp_path):
+    path = tmp_path / "fake"
+    content = b"\x80\x04\x95" + b"\x00" * 64
+    checkpoint.write(path, {}, {"net.safetensors": content}, {})
+    assert message(checkpoint.read, path).startswith(
+        f"{path / 'net.safetensors'}: is not safetensors"
+    )
+
+
+def test_without_a_manifest_it_is_no_checkpoint(tmp_path):
+    assert message(checkpoint.read, tmp_path) == (
+        f"{tmp_path}: is not a checkpoint: its manifest.json is missing or unreadable"
+    )
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "step-1"
+    assert message(checkpoint.write, path, STATE, {}, {}) == (
+        f"{path}: cannot be written: Not a directory"
+    )
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]
+
+
+def test_another_architecture_is_shown(tmp_path):
+    module = torch.nn.Linear(3, 4)
+    state = {"weight": torch.zeros(2, 3), "scale": torch.zeros(1)}
+    assert message(checkpoint.restore, module, state, "here") == (
+        "here: holds another architecture:\n"
+        "  bias: missing\n"
+        "  scale: not in the model\n"
+        "  weight: (2, 3) here, (4, 3) in the model"
+    )

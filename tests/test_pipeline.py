@@ -1,0 +1,220 @@
+"""The assembled system: noise belongs to the example, nothing given is ignored, contracts are held."""
+
+import json
+
+import attrs
+import pytest
+import torch
+
+import sfumato
+from sfumato import (
+    CheckpointError,
+    ConfigError,
+    Guidance,
+    Guided,
+    Pipeline,
+    PluginError,
+    Sampler,
+    SampleStep,
+    TimeGrid,
+)
+from sfumato_guidance import ClassifierFreeGuidance, NegativePrompt, NoGuidance
+
+PROMPTS = ["a red circle", "a blue square", "a green triangle on a white background"]
+
+
+@pytest.fixture(scope="module")
+def pipeline(small_run):
+    return Pipeline.load(small_run)
+
+
+def message(call, *arguments, kind=ConfigError, **options):
+    with pytest.raises(kind) as error:
+        call(*arguments, **options)
+    return str(error.value)
+
+
+def test_pictures_are_in_range_and_depend_on_the_seed(pipeline):
+    images = pipeline.sample(PROMPTS, seed=1)
+    assert images.shape == (3, 3, 16, 16)
+    assert images.dtype == torch.float32
+    assert images.abs().max() <= 1
+    assert torch.equal(images, pipeline.sample(PROMPTS, seed=1))
+    assert not torch.equal(images, pipeline.sample(PROMPTS, seed=2))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_a_picture_does_not_depend_on_its_neighbours(small_run, sampler):
+    pipeline = Pipeline.load(small_run, [f"sampler={sampler}"])
+    together = pipeline.sample(PROMPTS, seed=1)
+    assert torch.allclose(together, pipeline.sample(PROMPTS, seed=1, batch=2), atol=1e-5)
+    seeds = pipeline.sample(PROMPTS, seed=[5, 6, 7])
+    turned = pipeline.sample(PROMPTS[::-1], seed=[7, 6, 5])
+    alone = pipeline.sample(PROMPTS[1:2], seed=6)
+    assert torch.allclose(seeds, turned.flip(0), atol=1e-5)
+    assert torch.allclose(seeds[1:2], alone, atol=1e-5)
+
+
+def test_a_given_start_replaces_the_drawn_one(pipeline):
+    start = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    images = pipeline.sample(PROMPTS, start=start)
+    assert torch.equal(images, pipeline.sample(PROMPTS, start=start, seed=9))
+    assert message(pipeline.sample, PROMPTS, start=start[:2]) == (
+        "start has shape (2, 3, 16, 16), expected (3, 3, 16, 16)"
+    )
+
+
+def test_negatives_reach_the_guidance_in_every_form(pipeline):
+    guidance = NegativePrompt(positive_scale=3.0, negative_scale=2.0)
+
+    def sample(negative):
+        return pipeline.sample(PROMPTS, negative=negative, guidance=guidance)
+
+    plain, one = sample(None), sample("a square")
+    assert not torch.allclose(plain, one)
+    assert torch.allclose(one, sample(["a square"] * 3), atol=1e-6)
+    assert torch.allclose(one, sample([["a square"]] * 3), atol=1e-6)
+    # where there is no negative text the null condition takes its place, which subtracts nothing
+    mixed = sample([[], ["a square"], ["a square"]])
+    assert torch.allclose(mixed[0], plain[0], atol=1e-5)
+    assert torch.allclose(mixed[1:], one[1:], atol=1e-5)
+
+
+def test_what_would_be_ignored_is_refused(pipeline):
+    assert message(pipeline.sample, PROMPTS, negative="a square") == (
+        "the guidance 'cfg' ignores negative prompts; "
+        "use one that takes them, such as --set guidance=negative_prompt"
+    )
+    assert message(pipeline.sample, PROMPTS, negative=["a square"]) == (
+        "1 negatives for 3 prompts; give one text for all, or one item for each prompt"
+    )
+    assert message(pipeline.sample, PROMPTS, seed=[1, 2]) == "2 seeds for 3 prompts"
+
+
+def test_a_step_makes_one_forward_pass_for_all_branches(pipeline, monkeypatch):
+    batches = []
+    forward = type(pipeline.denoiser).forward
+
+    def counting(self, x_t, *arguments):
+        batches.append(len(x_t))
+        return forward(self, x_t, *arguments)
+
+    monkeypatch.setattr(type(pipeline.denoiser), "forward", counting)
+    pipeline.sample(PROMPTS, steps=2, guidance=ClassifierFreeGuidance(scale=4.0))
+    assert batches == [6, 6]
+    batches.clear()
+    pipeline.sample(PROMPTS, steps=2, guidance=NoGuidance())
+    assert batches == [3, 3]
+    batches.clear()
+    pipeline.sample(PROMPTS, steps=2, negative=[["a", "b"]] * 3, guidance=NegativePrompt())
+    assert batches == [12, 12]
+
+
+def test_overrides_of_a_run_swap_components_but_not_what_was_trained(small_run):
+    pipeline = Pipeline.load(small_run, ["sampler=ddpm", "guidance.scale=2"])
+    assert pipeline.settings.sampler.name == "ddpm"
+    assert pipeline.settings.guidance.scale == 2.0
+    text = message(Pipeline.load, small_run, ["noise_schedule=cosine"])
+    assert text.startswith("this model was trained with LinearBeta(")
+    text = message(Pipeline.load, small_run, ["denoiser.channels=[32, 32]"], kind=CheckpointError)
+    assert "denoiser.safetensors: holds another architecture:\n" in text
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    assert message(Pipeline.load, tmp_path / "none", kind=CheckpointError) == (
+        f"{tmp_path / 'none'}: is not a run folder: it has no settings.yaml"
+    )
+
+
+def test_the_newest_checkpoint_is_loaded(small_run, pipeline):
+    from safetensors.torch import load_file
+
+    state = load_file(small_run / "checkpoints" / "step-00000010" / "denoiser.safetensors")
+    own = pipeline.denoiser.state_dict()
+    assert all(torch.equal(own[name], state[name]) for name in state)
+
+
+@attrs.frozen(kw_only=True)
+class Rising(TimeGrid):
+    name = "rising"
+
+    def times(self, steps, schedule):
+        return torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+
+
+@attrs.frozen(kw_only=True)
+class Endless(Sampler):
+    name = "endless"
+
+    def run(self, denoise, schedule, x, times, noise):
+        while True:
+            yield SampleStep(index=0, t=0.0, x=x, x0=x)
+
+
+@attrs.frozen(kw_only=True)
+class Short(Endless):
+    name = "short"
+
+    def run(self, denoise, schedule, x, times, noise):
+        yield SampleStep(index=0, t=0.0, x=x, x0=x)
+
+
+@attrs.frozen(kw_only=True)
+class Exploding(Guidance):
+    name = "exploding"
+
+    def branches(self, step, negatives):
+        return {"prompt": sfumato.Branch()}
+
+    def combine(self, predictions, step, guided, memory):
+        x0 = predictions["prompt"].x0 * float("nan")
+        return Guided(x0, x0), None
+
+
+@attrs.frozen(kw_only=True)
+class Perturbing(Exploding):
+    name = "perturbing"
+
+    def branches(self, step, negatives):
+        return {"prompt": sfumato.Branch(variant="skip")}
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"time_grid": Rising()}, "time_grid rising: expected 3 falling times in [0, 1], got [0.0, 0.5, 1.0]"),
+        ({"sampler": Endless()}, "sampler endless: took more than 2 steps, expected 2"),
+        ({"sampler": Short()}, "sampler short: took 1 steps, expected 2"),
+        ({"guidance": Exploding()}, "sampler ddim: step 1 of 2 (t = 0.5000) gave values that are not finite; "
+         "a smaller guidance scale or more steps may help"),
+        ({"guidance": Perturbing()}, "the guidance 'perturbing' needs a denoiser with variant 'skip'; it offers: none"),
+    ],
+)  # fmt: skip
+def test_components_are_held_to_their_contracts(small_run, change, text):
+    pipeline = Pipeline.load(small_run)
+    pipeline.settings = attrs.evolve(pipeline.settings, **change)
+    assert message(pipeline.sample, PROMPTS, steps=2, kind=(PluginError, ConfigError)) == text
+
+
+def test_a_denoiser_of_the_wrong_shape_is_named(small_run, monkeypatch):
+    pipeline = Pipeline.load(small_run)
+    monkeypatch.setattr(type(pipeline.denoiser), "forward", lambda self, x, *rest: x[:, :2])
+    assert message(pipeline.sample, PROMPTS[:1], kind=PluginError) == (
+        "denoiser UNetModule: returned shape (2, 2, 16, 16), expected (2, 3, 16, 16)"
+    )
+
+
+def test_a_png_carries_its_settings(tmp_path):
+    from PIL import Image
+
+    from sfumato import pictures
+
+    images = torch.stack([torch.full((3, 16, 16), value) for value in (-1.0, 0.0, 1.0)])
+    path = tmp_path / "new" / "grid.png"
+    pictures.save(pictures.grid(images, columns=2), path, {"seed": 3})
+    with Image.open(path) as image:
+        assert json.loads(image.text["sfumato"]) == {"seed": 3}
+        assert image.size == (2 * (96 + 4) + 4, 2 * (96 + 4) + 4)
+        assert [image.getpixel(at) for at in ((10, 10), (110, 10), (10, 110))] == [
+            (0, 0, 0), (128, 128, 128), (255, 255, 255),
+        ]  # fmt: skip

@@ -1,0 +1,154 @@
+"""The loop: a pure function of settings and seed, that checks before it moves and writes whole."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sfumato import ConfigError, SfumatoError, training
+from sfumato.experiment import Stage
+from sfumato.training import train
+from sfumato_losses import Denoising
+
+
+def stage(**options):
+    return Stage(objective=Denoising(), steps=100, batch=4, **options)
+
+
+def run(registry, out, *overrides):
+    return list(train(registry.experiment("small", overrides), out))
+
+
+def hashes(out):
+    manifests = sorted((out / "checkpoints").glob("*/manifest.json"))
+    return [json.loads(path.read_text())["files"] for path in manifests]
+
+
+def test_the_same_settings_give_the_same_losses_and_weights(registry, small_run, tmp_path):
+    steps = run(registry, tmp_path / "run")
+    logged = [json.loads(line) for line in (small_run / "metrics.jsonl").read_text().splitlines()]
+    assert [step.loss for step in steps] == [line["loss"] for line in logged]
+    assert hashes(tmp_path / "run") == hashes(small_run)
+    assert len(hashes(small_run)) == 2
+
+
+def test_another_seed_gives_other_weights(registry, small_run, tmp_path):
+    run(registry, tmp_path / "run", "seed=4", "stages.clip.steps=1", "evaluation.count=1")
+    assert hashes(tmp_path / "run")[0] != hashes(small_run)[0]
+
+
+def test_a_run_folder_says_what_the_run_is(small_run):
+    record = json.loads((small_run / "run.json").read_text())
+    assert record["status"] == "completed"
+    assert record["origin"] == "trained"
+    assert record["seed"] == 3
+    assert record["guidance"]["scale"] == 4.0
+    assert record["guidance"]["w"] == 3.0
+    assert set(record["parameters"]) == {"clip", "denoiser"}
+    assert set(record["results"]) >= {"samples"}
+    lines = [json.loads(line) for line in (small_run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 11))
+    assert {"accuracy", "logit_scale"} <= set(lines[0])
+    assert all(0 <= line["text_dropout"] <= 1 for line in lines[4:])
+    manifest = json.loads((small_run / "checkpoints/step-00000010/manifest.json").read_text())
+    assert manifest["text_dropout"] == 0.2
+    assert (small_run / "samples" / "step-00000010.png").is_file()
+
+
+def test_a_stage_moves_its_own_weights_only(small_run):
+    first, last = (small_run / "checkpoints" / f"step-000000{step}" for step in ("04", "10"))
+    text = [load_file(path / "text_encoder.safetensors") for path in (first, last)]
+    assert all(torch.equal(text[0][name], text[1][name]) for name in text[0])
+    moved = [load_file(path / "denoiser.safetensors") for path in (first, last)]
+    assert any(not torch.equal(moved[0][name], moved[1][name]) for name in moved[0])
+
+
+def test_the_realised_dropout_rate_is_the_one_asked_for(registry, tmp_path):
+    settings = ["stages.denoiser.steps=30", "stages.denoiser.batch=32", "evaluation.metrics=[]"]
+    steps = run(registry, tmp_path / "run", *settings)[4:]
+    rate = sum(step.numbers["text_dropout"] for step in steps) / len(steps)
+    assert abs(rate - 0.2) < 4 * math.sqrt(0.2 * 0.8 / (30 * 32))
+
+
+def test_each_epoch_visits_every_example_once(registry):
+    split = registry.experiment("small").data.split("train")
+    examples = []
+    for step in range(16):
+        batch = training.batch_at(split, 0, "stage", 8, step, torch.device("cpu"))
+        examples += batch.examples.tolist()
+        assert batch.captions == tuple(split.caption(i) for i in batch.examples.tolist())
+    assert sorted(examples[:64]) == sorted(examples[64:]) == list(range(64))
+    assert examples[:64] != examples[64:]
+
+
+def test_the_learning_rate_rises_and_falls():
+    settings = stage(learning_rate=2.0, warmup=10)
+    rates = [training.learning_rate(settings, step) for step in range(101)]
+    assert rates[0] == 0.2
+    assert rates[9] == rates[10] == 2.0
+    assert rates[55] == pytest.approx(1.0)
+    assert rates[100] == pytest.approx(0.0)
+    constant = stage(learning_rate=2.0, decay="constant")
+    assert {training.learning_rate(constant, step) for step in range(101)} == {2.0}
+
+
+def test_the_average_follows_its_formula():
+    module = torch.nn.Linear(2, 2)
+    averaged = training.average(module, 0.9)
+    expected = None
+    for n in range(30):
+        with torch.no_grad():
+            module.weight += 1
+        averaged.update_parameters(module)
+        decay = min(0.9, (1 + n) / (10 + n))
+        now = module.weight.detach().double()
+        # the first update takes the weights as they are
+        expected = now if expected is None else decay * expected + (1 - decay) * now
+        assert torch.allclose(averaged.module.weight.double(), expected, atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_before_a_weight_moves(registry, tmp_path):
+    with pytest.raises(SfumatoError) as error:
+        run(
+            registry,
+            tmp_path / "run",
+            "stages.denoiser.learning_rate=1e30",
+            "evaluation.metrics=[]",
+        )
+    text = str(error.value)
+    assert text.startswith("stage denoiser, step 2: loss ")
+    assert "at learning rate" in text
+    assert "examples [" in text
+    assert "no weight was moved" in text
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "failed"
+    assert record["error"] == text
+
+
+def test_nothing_is_written_over(registry, small_run):
+    with pytest.raises(ConfigError) as error:
+        run(registry, small_run)
+    assert str(error.value) == f"{small_run}: is not empty; choose another --out, or remove it"
+
+
+def test_bad_settings_write_nothing(registry, tmp_path):
+    with pytest.raises(ConfigError, match="has no stages"):
+        list(train(_without_stages(registry), tmp_path / "run"))
+    with pytest.raises(ConfigError, match="unet.channels: 2 levels need height and width to be"):
+        run(registry, tmp_path / "run", "data.size=17")
+    assert not (tmp_path / "run").exists()
+
+
+def _without_stages(registry):
+    import attrs
+
+    return attrs.evolve(registry.experiment("small"), stages={})
+
+
+def test_a_run_that_is_left_half_way_says_so(registry, tmp_path):
+    steps = train(registry.experiment("small"), tmp_path / "run")
+    next(steps)
+    steps.close()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "preempted"
