@@ -214,8 +214,9 @@ class TestPretrained:
             "use the folder of a whole CLIPModel"
         )
 
-    def test_half_precision_weights_become_float32(self, tmp_path):
-        write_model(tmp_path).half().save_pretrained(tmp_path)
+    @pytest.mark.parametrize("model", [transformers.CLIPTextModel, transformers.CLIPModel])
+    def test_half_precision_weights_become_float32(self, tmp_path, model):
+        write_model(tmp_path, model).half().save_pretrained(tmp_path)
         module = Clip(pretrained=str(tmp_path)).build({})
         again = Clip(pretrained=str(tmp_path)).build(module.files)
         for parameter in (*module.parameters(), *again.parameters()):
@@ -389,7 +390,7 @@ class TestFromNothing:
 def formula(images, texts, scale):
     """Figure 3 of arXiv:2103.00020, number by number."""
     cosine = [[float(functional.cosine_similarity(i, t, dim=0)) for t in texts] for i in images]
-    logits = [[float(scale) * value for value in row] for row in cosine]
+    logits = [[scale.item() * value for value in row] for row in cosine]
     count = range(len(logits))
     rows = [math.log(sum(map(math.exp, logits[k]))) - logits[k][k] for k in count]
     columns = [math.log(sum(math.exp(row[k]) for row in logits)) - logits[k][k] for k in count]

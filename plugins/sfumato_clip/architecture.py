@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
+from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
 from sfumato import ConfigError
@@ -46,7 +47,11 @@ def from_options(options: Clip, files: Mapping[str, bytes]) -> ClipEncoder:
         projection_dim=options.projection,
         logit_scale_init_value=math.log(1 / 0.07),
     )
-    return ClipEncoder(CLIPModel(config), files, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    model = CLIPModel(config)
+    # As in OpenAI's code; from the 0.02 of transformers a narrow tower is slow to learn shapes.
+    places = model.vision_model.embeddings.position_embedding.weight
+    nn.init.normal_(places, std=options.image_width**-0.5)
+    return ClipEncoder(model, files, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 def _tower(options: Clip, width: int, layers: int, heads: int) -> dict[str, int]:

@@ -12,7 +12,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
 from transformers import (
     CLIPModel,
@@ -102,7 +101,6 @@ def _read_weights(model_type: Any, source: str) -> Any:
     try:
         model, report = model_type.from_pretrained(
             source,
-            dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,

@@ -42,10 +42,10 @@ class ResidualBlock(nn.Module):
 
 
 class DoublingConv(nn.Conv2d):
-    """A 3x3 convolution of the picture at twice its size (nearest neighbour), by less than half the sums.
+    """A 3x3 convolution of the picture at twice its size, each pixel repeated 2x2.
 
-    Repeating each pixel 2x2 is a transposed convolution with a box, so both are one with the 4x4
-    kernel that is the box convolved with the 3x3: 16 products for 4 pixels instead of 36.
+    Repeating is a transposed convolution with a box, so both together are a transposed convolution
+    with the 4x4 kernel that is the box convolved with the 3x3: 16 products for 4 pixels, not 36.
     """
 
     def __init__(self, channels: int) -> None:

@@ -40,7 +40,7 @@ def sinusoids(timestep: Tensor, width: int) -> Tensor:
     """
     place = torch.arange(width // 2, device=timestep.device, dtype=timestep.dtype)
     angles = timestep[:, None] * torch.exp(-2 * math.log(10000) / width * place)
-    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+    return F.pad(torch.cat((angles.cos(), angles.sin()), dim=-1), (0, width % 2))
 
 
 class UNetModule(DenoiserModule):
@@ -82,12 +82,15 @@ class UNetModule(DenoiserModule):
     def _transformer_blocks(self) -> Iterator[TransformerBlock]:
         return (module for module in self.modules() if isinstance(module, TransformerBlock))
 
+    def _pooled(self, text: TextEmbedding) -> Tensor | None:
+        return None if self.class_embedding is None else self.class_embedding(text.pooled)
+
     def precompute(self, text: TextEmbedding, times: Tensor) -> Condition:
         """The keys and values of every cross-attention, and the projected pooled vector."""
         blocks = self._transformer_blocks()
         return Condition(
             keys_values=tuple(block.attn2.keys_values(text.tokens) for block in blocks),
-            pooled=None if self.class_embedding is None else self.class_embedding(text.pooled),
+            pooled=self._pooled(text),
         )
 
     def forward(
@@ -106,9 +109,7 @@ class UNetModule(DenoiserModule):
             raise ConfigError(f"the unet has no variant {variant!r}", place="denoiser")
         if isinstance(condition, TextEmbedding):
             text: Text = condition.tokens
-            pooled = (
-                None if self.class_embedding is None else self.class_embedding(condition.pooled)
-            )
+            pooled = self._pooled(condition)
         else:
             text, pooled = condition.keys_values, condition.pooled
         timestep = self.schedule.timestep(t)
