@@ -1,6 +1,6 @@
 import torch
 
-from sfumato_autoencoders import Pixels
+from sfumato_autoencoders import Patches, Pixels
 
 
 def test_pixels_are_their_own_latents():
@@ -10,4 +10,15 @@ def test_pixels_are_their_own_latents():
     assert torch.equal(module.encode(images), images)
     assert torch.equal(module.decode(images), images)
     assert (module.channels, module.factor) == (3, 1)
+    assert not module.state_dict()
+
+
+def test_patches_hold_the_pixels_of_their_square():
+    module = Patches(side=2).build()
+    images = torch.arange(2 * 3 * 4 * 6.0).reshape(2, 3, 4, 6)
+    latents = module.encode(images)
+
+    assert latents.shape == (2, module.channels, 4 // module.factor, 6 // module.factor)
+    assert torch.equal(latents[1, :4, 1, 2], images[1, 0, 2:4, 4:6].flatten())
+    assert torch.equal(module.decode(latents), images)
     assert not module.state_dict()

@@ -163,7 +163,7 @@ def test_a_picture_that_cannot_be_read_stops_with_its_name(call, tmp_path):
         (tmp_path / "pictures" / f"{i}.txt").write_text("a red thing")
     (tmp_path / "pictures" / "3.png").write_text("<html>")
     (tmp_path / "registry.yaml").write_text(SMALL)
-    code, out, err = call(
+    code, _, err = call(
         "train", "small", "--set", "data={use: image_folder, folder: pictures, size: 16}"
     )
     assert code == 2

@@ -157,7 +157,7 @@ class TestPretrained:
         close(functional.normalize(text.pooled), expected.text_embeds)
         close(functional.normalize(pictures), expected.image_embeds)
         close(
-            module.logit_scale
+            module.log_scale.exp()
             * functional.normalize(pictures)
             @ functional.normalize(text.pooled).T,
             expected.logits_per_image,
@@ -448,7 +448,7 @@ class TestContrastive:
         module = tiny()
         objective = Contrastive().build(SimpleNamespace(text_encoder=module))
         assert module.log_scale.item() == pytest.approx(2.659260036932778, abs=1e-6)
-        assert module.logit_scale.item() == pytest.approx(1 / 0.07, rel=1e-6)
+        assert module.log_scale.exp().item() == pytest.approx(1 / 0.07, rel=1e-6)
         for given, kept in ((-0.5, 0.0), (1.5, 1.5), (5.0, math.log(100))):
             with torch.no_grad():
                 module.log_scale.fill_(given)
@@ -466,7 +466,7 @@ class TestContrastive:
         )
         images = module.encode_images(batch.images).detach().double()
         texts = module.encode(batch.captions).pooled.detach().double()
-        expected = torch.tensor(formula(images, texts, module.logit_scale))
+        expected = torch.tensor(formula(images, texts, module.log_scale.exp()))
         torch.testing.assert_close(plain.values, expected, rtol=1e-4, atol=1e-5)
         assert len(set(batch.captions)) < 8
         assert not torch.allclose(merged.values, plain.values)

@@ -39,7 +39,7 @@ class Scaled(sfumato.Guidance):
 class Encoder(sfumato.JointEncoderModule):
     """Looks a picture up by its pixels: it has the vector of the caption that `answers` names."""
 
-    logit_scale = torch.tensor(1.0)
+    log_scale = torch.tensor(0.0)
 
     def __init__(self, captions, images, answers):
         super().__init__()

@@ -61,8 +61,8 @@ class JointEncoderModule(TextEncoderModule):
 
     @property
     @abstractmethod
-    def logit_scale(self) -> Tensor:
-        """The learnt factor on cosine similarities, (), already out of log space."""
+    def log_scale(self) -> nn.Parameter:
+        """The logarithm of the learnt factor on cosine similarities, ()."""
 
 
 class DenoiserModule(nn.Module, ABC):

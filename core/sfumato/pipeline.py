@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sfumato import checkpoint, compatibility, randomness
 from sfumato.errors import CheckpointError, ConfigError
+from sfumato.plugins import Watchers
 from sfumato.randomness import Draw
 from sfumato.records import SampleStep, Space, TextEmbedding
 from sfumato.registry import Registry
@@ -39,7 +40,11 @@ class Pipeline:
     """
 
     def __init__(
-        self, settings: PipelineSettings, files: Mapping[str, bytes], seed: int = 0
+        self,
+        settings: PipelineSettings,
+        files: Mapping[str, bytes],
+        seed: int = 0,
+        watchers: Watchers | None = None,
     ) -> None:
         """Builds the modules on the CPU, in eval mode, with fresh weights that depend on `seed`
         alone.
@@ -49,8 +54,10 @@ class Pipeline:
             files: what the text encoder's `fit` returned, or a checkpoint holds.
             seed: of the weights; each slot has its own stream, so that a swap leaves the others
                 alone.
+            watchers: told of each step of sampling.
         """
         self.settings = settings
+        self.watchers = watchers or Watchers([])
         with _seeded(seed, "autoencoder"):
             self.autoencoder = settings.autoencoder.build()
         with _seeded(seed, "text_encoder"):
@@ -103,7 +110,7 @@ class Pipeline:
         compatibility.check_same_schedule(trained, settings)
         path = folder.newest_checkpoint()
         states, files, _ = checkpoint.read(path)
-        pipeline = cls(settings, files)
+        pipeline = cls(settings, files, watchers=Watchers(registry.catalogue.plugins))
         for slot, module in pipeline.modules().items():
             if slot in states:
                 checkpoint.restore(module, states[slot], str(path / f"{slot}.safetensors"))
@@ -216,7 +223,9 @@ class Pipeline:
             {"main": self.denoiser}, guidance, settings.noise_schedule, texts, times
         )
         calls = itertools.count(1)
-        yield from reverse(settings.sampler, denoise, x, lambda: draw(next(calls)))
+        for step in reverse(settings.sampler, denoise, x, lambda: draw(next(calls))):
+            self.watchers.notify("sfumato_on_sample_step", step=step)
+            yield step
 
     def _encode_or_null(self, texts: Sequence[str | None], null: TextEmbedding) -> TextEmbedding:
         missing = torch.tensor([text is None for text in texts], device=self.device)

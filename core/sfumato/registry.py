@@ -63,13 +63,24 @@ class Registry:
     experiments: dict[str, Node]
 
     @classmethod
-    def load(cls, path: str | Path | None = None, catalogue: Catalogue | None = None) -> Registry:
+    def load(
+        cls,
+        path: str | Path | None = None,
+        catalogue: Catalogue | None = None,
+        plugin_files: Sequence[str | Path] = (),
+    ) -> Registry:
         """Reads a registry file; without a path the one that comes with the package.
+
+        Args:
+            path: the file.
+            catalogue: the components to draw on; by default all that are installed.
+            plugin_files: local Python files to load as plugins, where no catalogue is given.
 
         Raises:
             ConfigError: lists every error of the file.
+            PluginError: one of `plugin_files` cannot be loaded.
         """
-        catalogue = catalogue or plugins.load()
+        catalogue = catalogue or plugins.load([Path(file) for file in plugin_files])
         shown = "registry.yaml" if path is None else str(path)
         root = document.read_file(Path(path or PACKAGED), shown)
         registry, errors = cls._from_tree(root, catalogue)
@@ -153,7 +164,7 @@ class Registry:
 
     def experiment_tree(self, name: str, overrides: Sequence[str] = ()) -> Node:
         """The resolved tree of an experiment, each value with its place."""
-        return self.override(self._experiment_tree(name, ()), overrides)
+        return self.override(self._experiment_tree(name), overrides)
 
     def override(self, tree: Node, overrides: Sequence[str]) -> Node:
         """A resolved tree after `--set`: swaps (the shorter paths) first, then options."""
@@ -161,12 +172,39 @@ class Registry:
             tree = self._merge(tree, _override(text), Experiment)
         return tree
 
-    def _experiment_tree(self, name: str, seen: tuple[str, ...]) -> Node:
-        if name not in self.experiments:
-            raise ConfigError(
-                f"no experiment is named {name!r}", remedy=suggestion(name, self.experiments)
-            )
-        written = self.experiments[name]
+    def _experiment_tree(self, name: str) -> Node:
+        """The nearest pipeline, then what each experiment says, from the farthest ancestor on."""
+        bodies = self._ancestry(Node(name))
+        pipelines = [body["pipeline"] for _, body in bodies if "pipeline" in body]
+        slots = self._pipeline_tree(pipelines[-1]).value if pipelines else {}
+        tree = attrs.evolve(bodies[-1][0], value=slots)
+        for written, body in bodies:
+            own = {key: body[key] for key in BODY if key in body}
+            tree = self._merge(tree, attrs.evolve(written, value=own), Experiment)
+            if "set" in body:
+                tree = self._merge(tree, body["set"], Experiment)
+        return tree
+
+    def _ancestry(self, named: Node) -> list[tuple[Node, dict[str, Node]]]:
+        """An experiment and those it comes `from`, the farthest first: as written, and its keys."""
+        bodies: list[tuple[Node, dict[str, Node]]] = []
+        seen: set[str] = set()
+        at: Node | None = named
+        while at is not None:
+            name = str(at.value)
+            if name in seen:
+                raise at.error("experiments inherit from each other in a circle")
+            if name not in self.experiments:
+                remedy = suggestion(name, self.experiments)
+                raise at.error(f"no experiment is named {name!r}", remedy)
+            seen.add(name)
+            written = self.experiments[name]
+            body = self._body(written)
+            bodies.insert(0, (written, body))
+            at = body.get("from")
+        return bodies
+
+    def _body(self, written: Node) -> dict[str, Node]:
         errors: list[SfumatoError] = []
         body = _mapping(written, errors)
         known = ["from", "set", "pipeline", *BODY]
@@ -176,22 +214,7 @@ class Registry:
                 errors.append(body[key].error("unknown key of an experiment", remedy))
         if errors:
             raise ConfigError.joined(errors)
-        tree = Node({}, written.source, written.path)
-        if "from" in body:
-            parent = str(body["from"].value)
-            if parent in (*seen, name):
-                raise body["from"].error("experiments inherit from each other in a circle")
-            if parent not in self.experiments:
-                remedy = suggestion(parent, self.experiments)
-                raise body["from"].error(f"no experiment is named {parent!r}", remedy)
-            tree = self._experiment_tree(parent, (*seen, name))
-        if "pipeline" in body:
-            tree = self._merge(tree, self._pipeline_tree(body["pipeline"]), Experiment)
-        own = {key: body[key] for key in BODY if key in body}
-        tree = self._merge(tree, attrs.evolve(written, value=own), Experiment)
-        if "set" in body:
-            tree = self._merge(tree, body["set"], Experiment)
-        return tree
+        return body
 
     def _pipeline_tree(self, named: Node | str) -> Node:
         name = named if isinstance(named, str) else str(named.value)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -124,6 +125,15 @@ class Run:
         if not found:
             raise CheckpointError("has no checkpoint yet", place=str(self.path))
         return found[-1]
+
+
+def free_folder(name: str) -> Path:
+    """`runs/NAME`, or the first of `runs/NAME-2`, `runs/NAME-3` ... that holds nothing."""
+    for number in itertools.count(1):
+        path = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return path
+    raise AssertionError("unreachable")
 
 
 def guidance_record(experiment: Experiment) -> dict[str, Any]:

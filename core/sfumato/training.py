@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from sfumato import checkpoint, compatibility, evaluation, randomness
+from sfumato import checkpoint, compatibility, evaluation, plugins, randomness, runs
 from sfumato.engine import Single
 from sfumato.errors import SfumatoError
 from sfumato.pipeline import Pipeline
@@ -39,7 +39,7 @@ def train(
     out: str | Path | None = None,
     *,
     device: str | None = None,
-    watchers: Sequence[object] = (),
+    watchers: Sequence[object] | None = None,
 ) -> Iterator[TrainStep]:
     """Trains the stages of an experiment in their order, then evaluates.
 
@@ -47,9 +47,11 @@ def train(
 
     Args:
         experiment: what to train.
-        out: the run folder, which must not hold anything; by default `runs/NAME`.
+        out: the run folder, which must not hold anything; by default `runs/NAME`, or, where that is
+            taken, `runs/NAME-2` and so on.
         device: as torch names it; by default the GPU where there is one.
-        watchers: objects with hook implementations, beside the experiment's trackers.
+        watchers: plugins that are told what happens, beside the experiment's trackers; by default
+            all that are installed.
 
     Yields:
         Each optimiser step.
@@ -62,9 +64,12 @@ def train(
     split = experiment.data.split("train")
     captions = [split.caption(i) for i in range(len(split))]
     pipeline = Pipeline(experiment, experiment.text_encoder.fit(captions), experiment.seed)
-    run = Run.create(Path(out or f"runs/{experiment.name}"), experiment)
+    run = Run.create(Path(out) if out else runs.free_folder(experiment.name), experiment)
     trackers = [tracker.build(run.path) for tracker in experiment.trackers]
-    loop = _Loop(experiment, pipeline, split, run, Watchers([*watchers, *trackers]), Single(device))
+    pipeline.watchers = Watchers(
+        [*(plugins.load().plugins if watchers is None else watchers), *trackers]
+    )
+    loop = _Loop(experiment, pipeline, split, run, Single(device))
     try:
         yield from loop.run_stages()
         results = evaluation.evaluate(
@@ -91,11 +96,10 @@ class _Loop:
         pipeline: Pipeline,
         split: Split,
         run: Run,
-        watchers: Watchers,
         engine: Single,
     ) -> None:
         self.experiment, self.pipeline, self.split = experiment, pipeline, split
-        self.run, self.watchers, self.engine = run, watchers, engine
+        self.run, self.watchers, self.engine = run, pipeline.watchers, engine
         self.step = 0
         self.text_dropout: float | None = None
         pipeline.to(engine.device)

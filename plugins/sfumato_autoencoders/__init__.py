@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import attrs
+from attrs.validators import ge
 
-from sfumato import Autoencoder, Component, hookimpl
+from sfumato import Autoencoder, Component, hookimpl, option
 
 if TYPE_CHECKING:
     from sfumato import AutoencoderModule
@@ -27,7 +28,26 @@ class Pixels(Autoencoder):
         return PixelsModule()
 
 
+@attrs.frozen(kw_only=True)
+class Patches(Autoencoder):
+    """Squares of pixels as channels: exact, without weights; no layer runs at full size.
+
+    References:
+        Improving Diffusion Model Efficiency Through Patching, 2022, arXiv:2207.04316
+    """
+
+    name = "patches"
+
+    side: int = option(2, "pixels of a square's side", ge(1))
+
+    def build(self) -> AutoencoderModule:
+        """A module without weights."""
+        from sfumato_autoencoders.patches import PatchesModule
+
+        return PatchesModule(self.side)
+
+
 @hookimpl
 def sfumato_components() -> list[type[Component]]:
     """The autoencoders."""
-    return [Pixels]
+    return [Pixels, Patches]

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from sfumato import Batch, ConfigError, JointEncoderModule, Losses, ObjectiveModule
-from sfumato_clip.encoder import ClipEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,14 +66,14 @@ class ContrastiveModule(ObjectiveModule):
                 place="objective contrastive",
                 remedy="use a text_encoder that has one, such as clip",
             )
-        self.encoder = encoder.requires_grad_(True).train()
+        self.encoder = encoder
         self.merge_equal_captions = merge_equal_captions
 
     def losses(self, batch: Batch, draw: Draw) -> Losses:
         """Contrastive losses (B,), with `accuracy` and `logit_scale`; nothing is drawn."""
         images = self.encoder.encode_images(batch.images)
         texts = self.encoder.encode(batch.captions).pooled
-        scale = self.encoder.logit_scale
+        scale = self.encoder.log_scale.exp()
         if self.merge_equal_captions:
             same = equal_captions(batch.captions, images.device)
         else:
@@ -85,6 +84,5 @@ class ContrastiveModule(ObjectiveModule):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Keeps the scale in [1, 100]; another plugin's joint encoder keeps its own."""
-        if isinstance(self.encoder, ClipEncoder):
-            self.encoder.log_scale.clamp_(0, MAX_LOG_SCALE)
+        """Keeps the scale in [1, 100]."""
+        self.encoder.log_scale.clamp_(0, MAX_LOG_SCALE)

@@ -114,13 +114,8 @@ class ClipEncoder(ClipTextEncoder, JointEncoderModule):
         return self.model.visual_projection(pooled)  # type: ignore[no-any-return]
 
     @property
-    def logit_scale(self) -> Tensor:
-        """The learnt factor on cosine similarities, ()."""
-        return self.log_scale.exp()
-
-    @property
     def log_scale(self) -> nn.Parameter:
-        """Its logarithm, which is what is learnt."""
+        """The logarithm of the learnt factor on cosine similarities, ()."""
         return self.model.logit_scale  # type: ignore[no-any-return]
 
 

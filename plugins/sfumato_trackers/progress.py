@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from sfumato import hookimpl
 
 if TYPE_CHECKING:
-    from sfumato import TrainEnd, TrainStart, TrainStep
+    from sfumato import SampleStep, TrainEnd, TrainStart, TrainStep
 
 EVERY_SECONDS = 10.0
 
@@ -26,6 +26,7 @@ class ProgressBar:
         self._task: TaskID | None = None
         self._loss: float | None = None
         self._said = 0.0
+        self._sampled = 0
 
     @hookimpl
     def sfumato_on_train_start(self, start: TrainStart) -> None:
@@ -58,7 +59,15 @@ class ProgressBar:
 
     @hookimpl
     def sfumato_on_train_end(self, end: TrainEnd) -> None:
-        """Closes the bar; after the last stage, says that measuring begins."""
+        """Closes the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    @hookimpl
+    def sfumato_on_sample_step(self, step: SampleStep) -> None:
+        """Says now and then that measuring goes on."""
+        self._sampled += 1
+        if time.monotonic() - self._said >= EVERY_SECONDS:
+            self._said = time.monotonic()
+            self.console.print(f"  measuring, {self._sampled} sampler steps done", highlight=False)

@@ -17,7 +17,7 @@ def command(
     """Show the options, types, bounds, defaults and paper of a component."""
     from sfumato import settings
 
-    component = context.obj.catalogue().find(kind, name)
+    component = context.obj.catalogue.find(kind, name)
     typer.echo(f"{kind} {name} ({component.__module__}.{component.__qualname__})\n")
     typer.echo(inspect.cleandoc(component.__doc__ or "") + "\n")
     fields = settings.fields(component)

@@ -22,7 +22,7 @@ def command(context: typer.Context) -> None:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     devices = ", ".join(gpus) or f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     typer.echo(f"{'devices':<14} {devices}")
-    catalogue = context.obj.catalogue()
+    catalogue = context.obj.catalogue
     typer.echo(f"{'components':<14} {len(catalogue.offers)} from {len(catalogue.plugins)} plugins")
     wrong += [f"plugin {b.distribution} {b.version} is broken: {b.cause}" for b in catalogue.broken]
     if importlib.util.find_spec("torchvision") is not None:

@@ -13,7 +13,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """List every installed component, and the plugins that were left out."""
-    catalogue = context.obj.catalogue()
+    catalogue = context.obj.catalogue
     offers = sorted(catalogue.offers, key=lambda o: (o.component.kind, o.component.name))
     components = [
         {

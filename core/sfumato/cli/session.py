@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,9 @@ class Session:
     files: tuple[Path, ...] = ()
     registry_path: Path | None = None
 
+    @functools.cached_property
     def catalogue(self) -> Catalogue:
-        """What is installed, with the local plugin files."""
+        """What is installed, with the local plugin files; loaded once."""
         from sfumato import plugins
 
         return plugins.load(self.files)
@@ -32,4 +34,4 @@ class Session:
         path = self.registry_path
         if path is None and Path("registry.yaml").is_file():
             path = Path("registry.yaml")
-        return Registry.load(path, self.catalogue())
+        return Registry.load(path, self.catalogue)

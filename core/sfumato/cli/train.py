@@ -15,18 +15,20 @@ def command(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="PATH=VALUE; may be repeated.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder; by default runs/NAME.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The run folder; by default runs/NAME, or the next that is free."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="As torch names it.")] = None,
 ) -> None:
     """Train the stages of an experiment, then measure and draw what it learnt."""
     settings = context.obj.registry().experiment(experiment, overrides or [])
     began = time.monotonic()
-    from sfumato.runs import Run
+    from sfumato.runs import Run, free_folder
     from sfumato.training import train
 
-    out = out or Path("runs") / experiment
-    catalogue = context.obj.catalogue()
-    for _ in train(settings, out, device=device, watchers=catalogue.plugins):
+    out = out or free_folder(experiment)
+    for _ in train(settings, out, device=device, watchers=context.obj.catalogue.plugins):
         pass
     typer.echo(summary(Run.open(out), time.monotonic() - began))
 
