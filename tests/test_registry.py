@@ -69,6 +69,20 @@ def test_overrides_reach_inside(registry, override, get, value):
     assert get(registry.experiment("small", [override])) == value
 
 
+def test_a_pipeline_comes_before_what_is_inherited(tmp_path, catalogue):
+    registry = load(
+        tmp_path, catalogue,
+        ("experiments:\n", "  other: {data: shapes, autoencoder: patches, text_encoder: clip, "
+         "noise_schedule: linear, denoiser: unet, loss: mse, time_sampler: uniform, time_grid: leading, "
+         "sampler: ddpm, guidance: none}\nexperiments:\n  moved: {from: strong, pipeline: other, set: {guidance: cfg}}\n"
+         "  late: {from: cosine, pipeline: other}\n"),
+    )  # fmt: skip
+    moved, late = registry.experiment("moved"), registry.experiment("late")
+    assert (moved.sampler.name, moved.autoencoder.name) == ("ddpm", "patches")
+    assert moved.stages == registry.experiment("small").stages
+    assert late.noise_schedule.name == "cosine"
+
+
 def test_within_a_layer_swaps_come_before_options(registry):
     overrides = ["guidance.positive_scale=5", "guidance=negative"]
     assert registry.experiment("small", overrides).guidance.positive_scale == 5.0
@@ -94,6 +108,8 @@ def test_an_option_of_another_component_is_an_error_not_ignored(registry):
         ("seed=", "--set: is empty"),
         ("stages.denoiser.stpes=3", "--set: stages.denoiser.stpes: unknown option of Stage; "
          "did you mean 'steps'?"),
+        ("stages.denoiser.txt_dropout=0.2", "--set: stages.denoiser.txt_dropout: unknown option of "
+         "Denoising; did you mean 'text_dropout'?"),
         ("denoiser.channels.5=3", "--set: denoiser.channels.5: expected an index below 2"),
         ("guidance.scale=high", "--set: guidance.scale: expected number, got the text 'high'"),
     ],

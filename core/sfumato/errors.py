@@ -50,10 +50,15 @@ class DataError(SfumatoError):
     exit_code = 2
 
 
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that an unknown one was probably meant to be."""
+    return next(iter(difflib.get_close_matches(word, sorted(known), n=1)), None)
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """The remedy for an unknown word: the nearest known one, or the list of all."""
     known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=1)
-    if near:
-        return f"did you mean {near[0]!r}?"
+    meant = nearest(word, known)
+    if meant is not None:
+        return f"did you mean {meant!r}?"
     return f"known: {', '.join(known)}" if known else "there is none"

@@ -20,7 +20,7 @@ import attrs
 
 from sfumato import document, plugins, settings
 from sfumato.document import Node
-from sfumato.errors import ConfigError, SfumatoError, suggestion
+from sfumato.errors import ConfigError, SfumatoError, nearest, suggestion
 from sfumato.experiment import Experiment, PipelineSettings, Stage
 from sfumato.plugins import Catalogue
 
@@ -281,28 +281,34 @@ class Registry:
             item = get_args(hint)[1]
             return lambda key: item
         if settings.is_component(hint):
-            used = node.value.get("use")
-            if used is None or not isinstance(used.value, str):
-                return lambda key: None
-            try:
-                hint = self.catalogue.find(hint.kind, used.value, used)
-            except ConfigError:  # structuring says so, together with all else that is wrong
-                return lambda key: None
-        known = settings.fields(hint) if isinstance(hint, type) and attrs.has(hint) else {}
+            known = self._options(node.value, hint)
+        else:
+            known = settings.fields(hint) if isinstance(hint, type) and attrs.has(hint) else {}
         return lambda key: known[key].type if key in known else None
+
+    def _options(self, value: dict[str, Node], interface: Any) -> dict[str, attrs.Attribute[Any]]:
+        """The fields of the component that `use` names; structuring says where it names none."""
+        used = value.get("use")
+        if used is None or not isinstance(used.value, str):
+            return {}
+        try:
+            return settings.fields(self.catalogue.find(interface.kind, used.value, used))
+        except ConfigError:
+            return {}
 
     def _stage(self, node: Node, hint: Any, base: Node | None) -> Node:
         """In a stage, options of the objective stand beside those of the loop: moves them in."""
         if hint is not Stage:
             return node
-        objective = settings.fields(Stage)["objective"].type
+        loop = settings.fields(Stage)
+        objective = loop["objective"].type
         inner: dict[str, Node] = {}
         if "objective" in node.value:
             inner = self._expand(node.value["objective"], objective).value
         named = {**(base.value["objective"].value if base and base.value else {}), **inner}
-        hint_of = self._hints(attrs.evolve(node, value=named), objective)
-        loop = settings.fields(Stage)
-        moved = {k: n for k, n in node.value.items() if hint_of(k) and k not in loop}
+        inside = self._options(named, objective)
+        known = [*loop, *inside]
+        moved = {k: n for k, n in node.value.items() if nearest(k, known) in inside}
         stays = {k: n for k, n in node.value.items() if k not in moved and k != "objective"}
         if inner or moved:
             stays["objective"] = attrs.evolve(node, value={**inner, **moved})
