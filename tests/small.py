@@ -15,6 +15,8 @@ denoiser:
   unet: {use: unet, channels: [16, 16], attention: [false, true], groups: 4, heads: [2]}
 guidance:
   negative: {use: negative_prompt, positive_scale: 3.0, negative_scale: 2.0}
+sampler:
+  clipped: {use: ddim, clip_x0: 1.0}
 data:
   shapes: {use: shapes, size: 16, count: 64, held_out: 16}
 pipelines:
@@ -27,7 +29,7 @@ pipelines:
     loss: mse
     time_sampler: uniform
     time_grid: trailing
-    sampler: ddim
+    sampler: clipped
     guidance: cfg
 experiments:
   small:

@@ -71,7 +71,7 @@ def test_show_says_where_each_value_came_from(call, registry_file):
     assert code == 0
     assert rows["guidance.scale"] == ["7.5", "--set"]
     assert rows["noise_schedule.beta_end"] == ["0.02", "registry.yaml:4"]
-    assert rows["stages.denoiser.objective.text_dropout"] == ["0.2", "registry.yaml:32"]
+    assert rows["stages.denoiser.objective.text_dropout"] == ["0.2", "registry.yaml:34"]
     assert rows["sampler.eta"] == ["0.0", "default"]
 
 

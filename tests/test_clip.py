@@ -205,15 +205,6 @@ class TestPretrained:
         assert second.files == first.files
         assert clip.fit(CAPTIONS) == {}
 
-    def test_no_image_encoder(self, tmp_path):
-        write_model(tmp_path)
-        with pytest.raises(ConfigError) as caught:
-            Clip(pretrained=str(tmp_path)).build({}).encode_images(torch.zeros(1, 3, 8, 8))
-        assert str(caught.value) == (
-            "text_encoder CLIPTextModel: it has no image encoder; "
-            "use the folder of a whole CLIPModel"
-        )
-
     @pytest.mark.parametrize("model", [transformers.CLIPTextModel, transformers.CLIPModel])
     def test_half_precision_weights_become_float32(self, tmp_path, model):
         write_model(tmp_path, model).half().save_pretrained(tmp_path)

@@ -7,7 +7,12 @@ from sfumato import Branch, GuidanceStep, Prediction, solve, target
 from sfumato_guidance import ClassifierFreeGuidance, NegativePrompt, NoGuidance
 
 ALPHA, SIGMA = torch.tensor(0.6, dtype=torch.float64), torch.tensor(0.8, dtype=torch.float64)
-STEP = GuidanceStep(t=0.5, alpha=0.6, sigma=0.8, index=3, steps=10)
+
+
+def step(negatives=0):
+    return GuidanceStep(t=0.5, alpha=0.6, sigma=0.8, index=3, steps=10, negatives=negatives)
+
+
 PROMPT, NULL = Branch(text="prompt"), Branch(text="null")
 
 
@@ -27,16 +32,16 @@ EPS = {PROMPT: images(1), NULL: images(2), negative(0): images(3), negative(1): 
 def guide(method, negatives=0, eps=EPS):
     """The guided estimate, from the branches that the method asks for."""
     predictions = {
-        name: solve("epsilon", eps[branch], X_T, ALPHA, SIGMA)
-        for name, branch in method.branches(STEP, negatives).items()
+        branch: solve("epsilon", eps[branch], X_T, ALPHA, SIGMA)
+        for branch in method.branches(step(negatives))
     }
-    guided, memory = method.combine(predictions, STEP, None, None)
+    guided, memory = method.combine(predictions, step(negatives), None, None)
     assert memory is None
     return guided
 
 
 def asked(method, negatives=0):
-    return set(method.branches(STEP, negatives).values())
+    return set(method.branches(step(negatives)))
 
 
 def same(guided, eps):
@@ -67,9 +72,15 @@ def test_cfg_asks_only_for_what_counts():
 def test_defaults():
     assert ClassifierFreeGuidance().scale == NegativePrompt().positive_scale == 4.0
     assert NegativePrompt().negative_scale == 2.0
-    assert NegativePrompt.uses_negatives
-    assert not ClassifierFreeGuidance.uses_negatives
-    assert not NoGuidance.uses_negatives
+    assert NegativePrompt().uses_negatives
+    assert not ClassifierFreeGuidance().uses_negatives
+    assert not NoGuidance().uses_negatives
+
+
+def test_the_convention_of_the_paper_stands_in_the_record():
+    assert ClassifierFreeGuidance(scale=7.5).w == 6.5
+    assert NegativePrompt(positive_scale=3.0).w == 2.0
+    assert NoGuidance().w is None
 
 
 @pytest.mark.parametrize("negatives", [0, 1, 2])
@@ -122,11 +133,10 @@ METHODS = [NoGuidance(), ClassifierFreeGuidance(), NegativePrompt()]
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 def test_examples_do_not_see_each_other(method):
     order = torch.tensor([2, 0, 3, 1])
-    names = method.branches(STEP, 2)
-    whole = {name: Prediction(EPS[b] + 1, EPS[b]) for name, b in names.items()}
-    permuted = {name: Prediction(p.x0[order], p.eps[order]) for name, p in whole.items()}
-    one = method.combine(whole, STEP, None, None)[0]
-    other = method.combine(permuted, STEP, None, None)[0]
+    whole = {b: Prediction(EPS[b] + 1, EPS[b]) for b in method.branches(step(2))}
+    permuted = {b: Prediction(p.x0[order], p.eps[order]) for b, p in whole.items()}
+    one = method.combine(whole, step(2), None, None)[0]
+    other = method.combine(permuted, step(2), None, None)[0]
     assert other.x0.equal(one.x0[order])
     assert other.eps.equal(one.eps[order])
 
@@ -136,11 +146,11 @@ def test_examples_do_not_see_each_other(method):
 def test_guiding_any_prediction_type_is_the_same(method, kind):
     """Guidance of what the network says, turned into x0 and eps, is guidance of x0 and eps."""
     outputs = {}
-    for name, branch in method.branches(STEP, 2).items():
+    for branch in method.branches(step(2)):
         x0, eps = solve("epsilon", EPS[branch], X_T, ALPHA, SIGMA).x0, EPS[branch]
         output = target(kind, x0, eps, ALPHA, SIGMA)
-        outputs[name] = Prediction(output, output)
-    output = method.combine(outputs, STEP, None, None)[0].x0
+        outputs[branch] = Prediction(output, output)
+    output = method.combine(outputs, step(2), None, None)[0].x0
     solved = solve(kind, output, X_T, ALPHA, SIGMA)
     guided = guide(method, 2)
     torch.testing.assert_close(guided.x0, solved.x0, rtol=0, atol=1e-12)
@@ -150,10 +160,9 @@ def test_guiding_any_prediction_type_is_the_same(method, kind):
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 def test_dtype_is_kept(method):
     predictions = {
-        name: Prediction(EPS[b].bfloat16(), EPS[b].bfloat16())
-        for name, b in method.branches(STEP, 1).items()
+        b: Prediction(EPS[b].bfloat16(), EPS[b].bfloat16()) for b in method.branches(step(1))
     }
-    guided, _ = method.combine(predictions, STEP, None, None)
+    guided, _ = method.combine(predictions, step(1), None, None)
     assert guided.x0.dtype == guided.eps.dtype == torch.bfloat16
 
 

@@ -255,6 +255,40 @@ def test_split_folders(tmp_path, test):
     assert captions(data.split("test")) == ["held out"]
 
 
+def test_a_lone_train_folder_is_divided_and_its_metadata_read(tmp_path):
+    rows = {f"{i}.png": f"caption {i}" for i in range(40)}
+    for name in rows:
+        paint(tmp_path / "train" / name)
+    captioned(tmp_path / "train", rows)
+    (tmp_path / "README.md").write_text("a data card")
+    (tmp_path / ".cache").mkdir()
+    data = ImageFolder(folder=str(tmp_path), size=8, held_out=0.1)
+    assert captions(data.split("test")) == [rows[name] for name in sorted(HELD_OUT)]
+    assert captions(data.split("train")) == [rows[n] for n in sorted(rows) if n not in HELD_OUT]
+
+
+def test_a_lone_train_folder_without_a_picture_for_the_split(tmp_path):
+    paint(tmp_path / "train" / "x" / "a.png")
+    data = ImageFolder(folder=str(tmp_path), held_out=0.0)
+    assert captions(data.split("train")) == ["x"]
+    assert message(lambda: data.split("test")) == (
+        f"{tmp_path}: none of its 1 pictures falls into the test split; "
+        "change held_out, or make folders train and test in it"
+    )
+
+
+def test_a_train_among_other_classes_is_a_class(tmp_path):
+    paint(tmp_path / "train" / "1.png")
+    paint(tmp_path / "tram" / "1.png")
+    assert captions(train(tmp_path)) == ["train", "tram"]
+
+
+def test_metadata_above_a_lone_train_folder(tmp_path):
+    paint(tmp_path / "train" / "1.png")
+    captioned(tmp_path, {"train/1.png": "from above"})
+    assert captions(train(tmp_path)) == ["from above"]
+
+
 def test_export_gives_the_same_examples_bit_for_bit(tmp_path):
     for index in range(12):
         noise = np.random.default_rng(index).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -319,6 +353,30 @@ def test_what_stands_beside_split_folders(tmp_path):
         f"{tmp_path}/metadata.jsonl: stands beside the folders train and test, "
         "so it belongs to neither split; move it into one of them"
     )
+
+
+@pytest.mark.parametrize("file", ["metadata.jsonl", "metadata.csv"])
+@pytest.mark.parametrize(
+    ("pictures", "listed", "stray"),
+    [
+        (["cats/a.png", "dogs/a.png"], ".", "cats"),
+        (["train/a.png", "val/a.png"], ".", "train"),
+        (["train/cats/a.png"], "train", "train/cats"),
+        (["train/cats/a.png", "test/a.png"], "train", "train/cats"),
+    ],
+)
+def test_metadata_that_would_not_be_read(tmp_path, pictures, listed, stray, file):
+    for name in pictures:
+        paint(tmp_path / name)
+    (tmp_path / stray / file).write_text("not looked into")
+    (tmp_path / stray / "__MACOSX").mkdir()
+    (tmp_path / stray / "__MACOSX" / file).write_text("passed over")
+    listed = tmp_path / listed
+    for on_bad_example in ("error", "skip"):
+        assert message(lambda how=on_bad_example: train(tmp_path, on_bad_example=how)) == (
+            f"{tmp_path}/{stray}/{file}: is not read, since it stands below {listed}; "
+            "move its rows up to there, or name the folders of the splits train and test"
+        )
 
 
 def test_two_metadata_files(tmp_path):

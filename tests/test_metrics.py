@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sfumato
-from sfumato_data import Shapes
+from sfumato_data import ImageFolder, Shapes
 from sfumato_data.shapes import BACKGROUNDS, COLORS, SHAPES, SIZES
 from sfumato_data.shapes_drawing import Scene
 from sfumato_metrics import (
@@ -268,17 +268,72 @@ def test_the_negative_prompt_study_counts_the_color_it_names():
     pipeline = Sampler(Shapes(size=16))
     study = NegativePromptStudy(guidance=Scaled(), prompts=("a circle", "a square"), samples=6)
     finding = study.run(pipeline, seed=0)
-    assert finding.numbers == {"negative_prompt": {"without": 1 / 6, "with": 0.0}}
+    assert finding.numbers == {
+        "negative_prompt": {
+            "without": 1 / 6,
+            "with": 0.0,
+            "shape_accuracy_without": 1.0,
+            "shape_accuracy_with": 1.0,
+        }
+    }
     assert finding.picture.mode == "RGB"
 
 
-def test_the_negative_prompt_study_needs_a_color():
-    study = NegativePromptStudy(guidance=Scaled(), negative="a square", samples=1)
+def test_the_negative_prompt_study_tells_when_guidance_destroys_pictures():
+    class Destroyer(Sampler):
+        def sample(self, prompts, *, negative=None, seed=0, guidance=None):
+            images = super().sample(prompts, seed=seed)
+            if negative is not None:
+                images[::2] = 0
+            return images
+
+    study = NegativePromptStudy(guidance=Scaled(), prompts=("a circle", "a square"), samples=6)
+    finding = study.run(Destroyer(Shapes(size=16)), seed=0)
+    assert finding.numbers == {
+        "negative_prompt": {
+            "without": 1 / 6,
+            "with": 0.0,
+            "shape_accuracy_without": 1.0,
+            "shape_accuracy_with": 0.5,
+        }
+    }
+
+
+class Unsampled(Sampler):
+    def sample(self, prompts, *, negative=None, seed=0, guidance=None):
+        pytest.fail("sampled before the settings were checked")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (
+            {"negative": "a square"},
+            "finds no color in 'a square'; name a color of the data in `negative`",
+        ),
+        (
+            {"prompts": ("a shape", "a large shape")},
+            "finds no shape in 'a shape', 'a large shape'; name a shape of the data in `prompts`",
+        ),
+    ],
+)
+def test_the_negative_prompt_study_refuses_what_it_cannot_measure(options, problem):
+    study = NegativePromptStudy(guidance=Scaled(), **options)
     with pytest.raises(sfumato.ConfigError) as caught:
-        study.run(Sampler(Shapes(size=16)), 0)
+        study.run(Unsampled(Shapes(size=16)), 0)
     assert str(caught.value) == (
-        "study.negative_prompt: the metric 'shape_attributes' finds no color in 'a square'; "
-        "name a color of the data in `negative`, and use a metric such as shape_attributes"
+        f"study.negative_prompt: the metric 'shape_attributes' {problem}, "
+        "and use a metric such as shape_attributes"
+    )
+
+
+def test_the_negative_prompt_study_needs_data_with_colors():
+    study = NegativePromptStudy(guidance=Scaled())
+    with pytest.raises(sfumato.ConfigError) as caught:
+        study.run(Unsampled(ImageFolder(folder="none", size=16)), 0)
+    assert str(caught.value) == (
+        "metric.shape_attributes: data 'image_folder' has no palette, backgrounds and attributes "
+        "to compare with; use data: shapes, or leave this metric out"
     )
 
 

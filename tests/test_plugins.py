@@ -65,11 +65,18 @@ def test_everything_that_ships_is_whole(catalogue):
         ("raise SystemExit(3)", "SystemExit: 3"),
         (GOOD.replace("SFUMATO_API = 1", ""), "states no SFUMATO_API; this sfumato speaks 1"),
         (GOOD.replace("API = 1", "API = 2"), "was built for plugin API 2; this sfumato speaks 1"),
-        (GOOD.replace("sfumato_components", "sfumato_componets"),
+        (GOOD.replace("def sfumato_components", "def sfumato_componets"),
          "PluginValidationError: unknown hook 'sfumato_componets'"),
         (GOOD.replace("return [Straight]", "return ['straight']"),
          "sfumato_components returned 'straight', not a component class"),
         (GOOD.replace("return [Straight]", "raise OSError('half-way')"), "OSError: half-way"),
+        (GOOD.replace("@hookimpl", ""), "implements no hook; mark each with @hookimpl"),
+        (GOOD.replace("return [Straight]", "[Straight]"),
+         "sfumato_components returned nothing; return a list of classes"),
+        (GOOD.replace("@attrs.frozen(kw_only=True)", ""),
+         "Straight is not an attrs class (attrs.frozen(kw_only=True))"),
+        (GOOD.replace('name = "straight"', 'name = "straight"\n    end: Nothing = None'),
+         "NameError: name 'Nothing' is not defined"),
         (GOOD.replace('name = "straight"', ""), "Straight states no name, or derives from no interface"),
         (GOOD.replace("def alpha_sigma", "def alpha"), "Straight does not implement alpha_sigma"),
     ],
@@ -131,6 +138,18 @@ class Raising:
     @hookimpl
     def sfumato_on_train_step(self, step):
         raise RuntimeError("no disk")
+
+
+def test_a_watcher_that_cannot_start_is_left_out_with_one_warning():
+    def fail():
+        raise OSError("no server")
+
+    watchers = plugins.Watchers()
+    with pytest.warns(
+        UserWarning, match="^tracker far failed to start and is left out: OSError: no server$"
+    ):
+        watchers.add("tracker far", fail)
+    watchers.notify("sfumato_on_train_step", step=1)
 
 
 def test_a_failing_watcher_is_switched_off_with_one_warning():

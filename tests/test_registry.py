@@ -62,6 +62,7 @@ def test_a_name_swaps_and_a_mapping_changes(registry):
         ("stages.denoiser.learning_rate=1e-5", lambda e: e.stages["denoiser"].learning_rate, 1e-5),
         ("evaluation.metrics=[]", lambda e: e.evaluation.metrics, ()),
         ("denoiser.channels.1=32", lambda e: e.denoiser.channels, (16, 32)),
+        ("denoiser.depth.0=2", lambda e: e.denoiser.depth, (2,)),
         ("seed=7", lambda e: e.seed, 7),
     ],
 )
@@ -88,6 +89,14 @@ def test_within_a_layer_swaps_come_before_options(registry):
     assert registry.experiment("small", overrides).guidance.positive_scale == 5.0
 
 
+def test_a_stage_keeps_options_given_beside_its_objective(registry):
+    overrides = ["stages.denoiser.text_dropout=0.05", "stages.denoiser.objective=denoising"]
+    stage = registry.experiment("small", overrides).stages["denoiser"]
+    assert stage.objective.text_dropout == 0.05
+    overrides = ["stages.x.steps=5", "stages.x.batch=4", "stages.x.objective=denoising"]
+    assert registry.experiment("small", overrides).stages["x"].batch == 4
+
+
 def test_a_swap_drops_earlier_changes_to_what_it_replaces(registry):
     assert registry.experiment("strong", ["guidance=cfg"]).guidance.scale == 4.0
 
@@ -102,6 +111,8 @@ def test_an_option_of_another_component_is_an_error_not_ignored(registry):
 @pytest.mark.parametrize(
     ("override", "text"),
     [
+        ("stages.x={objective: null, steps: 1, batch: 1}", "--set: stages.x.objective: expected an objective, got null"),
+        ("stages.x.steps=5", "--set: stages.x: 'objective' is missing; what is minimised\n--set: stages.x: 'batch' is missing; examples a step, over all ranks"),
         ("guidanse.scale=3", "--set: guidanse: unknown option of Experiment; did you mean 'guidance'?"),
         ("guidance=cgf", "--set: guidance: no guidance is named 'cgf'; did you mean 'cfg'?"),
         ("guidance", "--set guidance: expected PATH=VALUE"),
@@ -126,9 +137,9 @@ def test_every_error_of_a_file_is_reported_once_with_its_line(tmp_path, catalogu
     assert text.replace(str(tmp_path) + "/", "").splitlines() == [
         "registry.yaml:4: noise_schedule.linear.beta_strat: unknown option of LinearBeta; "
         "did you mean 'beta_start'?",
-        "registry.yaml:25: pipelines.shapes.guidance: no guidance is named 'cgf'; "
+        "registry.yaml:27: pipelines.shapes.guidance: no guidance is named 'cgf'; "
         "did you mean 'cfg'?",
-        "registry.yaml:32: experiments.small.stages.denoiser.steps: expected int, got 6.5",
+        "registry.yaml:34: experiments.small.stages.denoiser.steps: expected int, got 6.5",
     ]
 
 
@@ -138,12 +149,14 @@ def test_every_error_of_a_file_is_reported_once_with_its_line(tmp_path, catalogu
         ("version: 1", "version: 2", "registry.yaml:2: version: expected version: 1"),
         ("version: 1", "versoin: 1", "versoin: unknown section; did you mean 'version'?"),
         ("loss: mse", "lsos: mse", "pipelines.shapes.lsos: unknown slot of a pipeline; did you mean 'loss'?"),
-        ("    loss: mse\n", "", "registry.yaml:15: pipelines.shapes: 'loss' is missing; "
+        ("    loss: mse\n", "", "registry.yaml:17: pipelines.shapes: 'loss' is missing; "
          "compares a prediction with its target"),
         ("{from: small, set: {noise", "{from: smal, set: {noise", "experiments.cosine.from: no experiment is named 'smal'"),
         ("{from: small, set: {noise", "{from: cosine, set: {noise", "experiments inherit from each other in a circle"),
         ("{from: small, set: {guidance: {scale: 9}}}", "{from: small, guidance: cfg}",
          "experiments.strong.guidance: unknown key of an experiment; put it under `set`"),
+        ("  negative: {use: negative_prompt, positive_scale: 3.0, negative_scale: 2.0}", "  cfg: cfg",
+         "guidance.cfg: expected {use: NAME, ...}"),
         ("guidance: cfg", "guidance: os.system", "no guidance is named 'os.system'"),
         ("{use: negative_prompt,", "{_target_: os.system,", "guidance.negative: expected {use: NAME, ...}"),
     ],

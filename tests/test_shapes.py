@@ -95,9 +95,9 @@ def test_every_way_to_leave_attributes_out_round_trips():
         background="white",
         size="small",
         position="left",
-        x=0.3,
+        x=0.35,
         y=0.5,
-        radius=0.15,
+        radius=0.2,
     )
     whole = vars_of(scene)
     for count in range(6):

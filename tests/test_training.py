@@ -65,6 +65,68 @@ def test_a_stage_moves_its_own_weights_only(small_run):
     assert any(not torch.equal(moved[0][name], moved[1][name]) for name in moved[0])
 
 
+def test_the_checkpoint_holds_the_averaged_weights(registry, tmp_path):
+    plain = ["stages.denoiser.ema=null", "stages.clip.steps=1", "evaluation.metrics=[]"]
+    run(registry, tmp_path / "plain", *plain)
+    run(registry, tmp_path / "averaged", *plain, "stages.denoiser.ema=0.9")
+    states = [
+        load_file(tmp_path / name / "checkpoints" / "step-00000007" / "denoiser.safetensors")
+        for name in ("plain", "averaged")
+    ]
+    assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").open()]
+        for name in ("plain", "averaged")
+    ]
+    assert losses[0] == losses[1]  # watching the weights does not change their course
+
+
+def test_the_gradient_is_clipped_and_bfloat16_is_another_arithmetic(registry, small_run, tmp_path):
+    common = ["stages.denoiser.steps=2", "evaluation.metrics=[]"]
+    logged = [json.loads(line) for line in (small_run / "metrics.jsonl").open()]
+    clipped = run(
+        registry,
+        tmp_path / "clipped",
+        *common,
+        "stages.clip.gradient_clip=1e-9",
+        "stages.clip.weight_decay=0.0",
+    )
+    assert clipped[0].gradient_norm == logged[0]["gradient_norm"]  # the norm before clipping
+    half = run(registry, tmp_path / "half", *common, "stages.clip.precision=bfloat16")
+    assert half[0].loss != logged[0]["loss"]
+    assert half[0].loss == pytest.approx(logged[0]["loss"], rel=0.05)
+
+
+def test_the_denoising_loss_is_its_formula(registry):
+    from sfumato import Draw, Pipeline
+    from sfumato_losses import P2
+
+    experiment = registry.experiment(
+        "small", ["loss_weight=p2", "stages.denoiser.text_dropout=1.0"]
+    )
+    split = experiment.data.split("train")
+    captions = [split.caption(i) for i in range(len(split))]
+    pipeline = Pipeline(experiment, experiment.text_encoder.fit(captions))
+    for parameter in pipeline.denoiser.parameters():
+        parameter.normal_(std=0.15, generator=torch.Generator().manual_seed(parameter.numel()))
+    batch = training.batch_at(split, 0, "stage", 8, 0, torch.device("cpu"))
+    draw = Draw(seed=0, stream="stage", examples=batch.rows, index=0)
+    objective = experiment.stages["denoiser"].objective.build(pipeline)
+    found = objective(batch, draw)
+
+    t = (draw.uniform("time") * 1000).ceil() / 1000
+    alpha, sigma = experiment.noise_schedule.alpha_sigma(t)
+    eps = draw.normal("noise", (3, 16, 16))
+    x_t = alpha.float().view(-1, 1, 1, 1) * batch.images + sigma.float().view(-1, 1, 1, 1) * eps
+    with torch.no_grad():
+        output = pipeline.denoiser(x_t, t, pipeline.text_encoder.null(8))
+    squared = (output - eps).square().mean(dim=(1, 2, 3))
+    weight = 1 / (1 + (alpha / sigma) ** 2)
+    assert isinstance(experiment.loss_weight, P2)
+    assert torch.allclose(found.values, squared * weight, rtol=1e-4)
+    assert found.numbers["text_dropout"].tolist() == [1.0] * 8
+
+
 def test_the_realised_dropout_rate_is_the_one_asked_for(registry, tmp_path):
     settings = ["stages.denoiser.steps=30", "stages.denoiser.batch=32", "evaluation.metrics=[]"]
     steps = run(registry, tmp_path / "run", *settings)[4:]
@@ -138,6 +200,17 @@ def test_bad_settings_write_nothing(registry, tmp_path):
         list(train(_without_stages(registry), tmp_path / "run"))
     with pytest.raises(ConfigError, match="unet.channels: 2 levels need height and width to be"):
         run(registry, tmp_path / "run", "data.size=17")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_could_not_be_measured_is_refused_before_training(registry, tmp_path):
+    for change, text in (
+        ("evaluation.studies=[guidance]", "the guidance 'none' has no option 'scale' to vary"),
+        ("evaluation.studies=[{use: negative_prompt, guidance: negative, negative: large}]",
+         "the metric 'shape_attributes' finds no color in 'large'"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=text):
+            run(registry, tmp_path / "run", "guidance=none", change, "data.held_out=200")
     assert not (tmp_path / "run").exists()
 
 

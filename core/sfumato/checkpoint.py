@@ -44,19 +44,22 @@ def write(
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
-        contents = {
-            **{f"{slot}.safetensors": _bytes(state) for slot, state in modules.items()},
-            **files,
-        }
+        weights = {f"{slot}.safetensors": _bytes(state) for slot, state in modules.items()}
+        if clash := weights.keys() & files.keys():
+            raise CheckpointError(f"two files are named {', '.join(clash)}", place=str(path))
+        contents = {**weights, **files}
         for name, content in contents.items():
             _write_synced(temporary / name, content)
         hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
         manifest = json.dumps({**facts, "files": hashes}, indent=1)
         _write_synced(temporary / MANIFEST, manifest.encode())
+        _sync(temporary)
         temporary.rename(path)
+        _sync(path.parent)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(f"cannot be written: {error.strerror}", place=str(path)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, bytes], dict[str, Any]]:
@@ -123,6 +126,15 @@ def _write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Makes the names in a folder durable, as `_write_synced` does the contents."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _read_checked(folder: Path, name: str, wanted: str) -> bytes:

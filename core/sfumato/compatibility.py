@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from sfumato.experiment import Experiment, PipelineSettings
     from sfumato.interfaces import Guidance
@@ -33,12 +33,12 @@ def check_negatives(guidance: Guidance, negatives: int) -> None:
 
 
 def check_branches(
-    guidance: Guidance, branches: Mapping[str, Branch], denoisers: Mapping[str, DenoiserModule]
+    guidance: Guidance, branches: Iterable[Branch], denoisers: Mapping[str, DenoiserModule]
 ) -> None:
     """Raises ConfigError where a guidance asks for a model or a variant that is not there."""
-    for name, branch in branches.items():
+    for branch in branches:
         if branch.model not in denoisers:
-            problem = f"the guidance {guidance.name!r} needs a {branch.model!r} model for {name!r}"
+            problem = f"the guidance {guidance.name!r} needs a {branch.model!r} model"
             raise ConfigError(problem, remedy=f"the pipeline has: {', '.join(denoisers)}")
         variants = denoisers[branch.model].variants()
         if branch.variant is not None and branch.variant not in variants:

@@ -11,10 +11,11 @@ from sfumato import pictures
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
     from sfumato.experiment import Evaluation
     from sfumato.pipeline import Pipeline
+    from sfumato.runs import Run
 
 SHEET = 32
 """Samples shown on the sheet of an evaluation."""
@@ -26,8 +27,16 @@ def prompts(pipeline: Pipeline, count: int) -> list[str]:
     return [split.caption(i % len(split)) for i in range(count)]
 
 
+def check(pipeline: Pipeline, evaluation: Evaluation) -> None:
+    """Raises ConfigError where something could not be measured, before anything is trained."""
+    for metric in evaluation.metrics:
+        metric.build(pipeline)
+    for study in evaluation.studies:
+        study.check(pipeline)
+
+
 def evaluate(
-    pipeline: Pipeline, evaluation: Evaluation, seed: int, folder: Path, step: int
+    pipeline: Pipeline, evaluation: Evaluation, seed: int, run: Run, step: int
 ) -> dict[str, Any]:
     """Draws samples for held-out captions, measures them, and runs the studies.
 
@@ -35,7 +44,8 @@ def evaluate(
         pipeline: trained, in eval mode.
         evaluation: what to measure.
         seed: of all noise.
-        folder: takes `samples/step-N.png`, and `NAME.png` and `NAME.json` of each study.
+        run: takes `samples/step-N.png`, `NAME.png` and `NAME.json` of each study, and, after each
+            measurement, the results so far.
         step: that the weights stand at.
 
     Returns:
@@ -47,23 +57,25 @@ def evaluate(
         images = pipeline.sample(texts, seed=seed, batch=evaluation.batch)
         sheet = pictures.grid(images[:SHEET], columns=8)
         facts = {"prompts": texts[:SHEET], "seed": seed, "step": step}
-        pictures.save(sheet, folder / "samples" / f"step-{step:08d}.png", facts)
+        pictures.save(sheet, run.path / "samples" / f"step-{step:08d}.png", facts)
+        results["samples"] = len(texts)
         for metric in evaluation.metrics:
             state = metric.build(pipeline)
             state.update(images, texts)
             _add(results, state.compute(), f"metric {metric.name}")
-        results["samples"] = len(texts)
+            run.update(results=results)
     for study in evaluation.studies:
         finding = study.run(pipeline, seed)
         _add(results, finding.numbers, f"study {study.name}")
         if finding.picture is not None:
-            pictures.save(finding.picture, folder / f"{study.name}.png", finding.numbers)
+            pictures.save(finding.picture, run.path / f"{study.name}.png", finding.numbers)
         text = json.dumps({**finding.numbers, **finding.details}, indent=1)
-        (folder / f"{study.name}.json").write_text(text + "\n", encoding="utf-8")
+        (run.path / f"{study.name}.json").write_text(text + "\n", encoding="utf-8")
+        run.update(results=results)
     return results
 
 
-def _add(results: dict[str, Any], numbers: Any, place: str) -> None:
+def _add(results: dict[str, Any], numbers: Mapping[str, Any], place: str) -> None:
     for name, value in numbers.items():
         if name in results:
             raise ConfigError(f"the number {name!r} is measured twice", place=place)

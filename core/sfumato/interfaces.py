@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import attrs
@@ -158,7 +158,7 @@ class TextEncoder(Component):
 
     kind = "text_encoder"
 
-    def fit(self, captions: Sequence[str]) -> Mapping[str, bytes]:
+    def fit(self, captions: Iterable[str]) -> Mapping[str, bytes]:
         """Learns what is not learnt by gradients, such as a vocabulary: files by name, for `build`
         and the checkpoint.
         """
@@ -224,23 +224,29 @@ class Guidance(Component):
     """Which predictions a step needs, and how they combine."""
 
     kind = "guidance"
-    uses_negatives: ClassVar[bool] = False
-    """Whether negative prompts reach it; giving one to a guidance that ignores it is an error."""
+
+    @property
+    def uses_negatives(self) -> bool:
+        """Whether negative prompts reach it; where they do not, giving one is an error."""
+        return False
+
+    @property
+    def w(self) -> float | None:
+        """The scale in the convention of the paper, s - 1, for the record; None without a scale."""
+        return None
 
     @abstractmethod
-    def branches(self, step: GuidanceStep, negatives: int) -> Mapping[str, Branch]:
-        """The predictions that `combine` wants at this step, by a name of its own; at least one.
+    def branches(self, step: GuidanceStep) -> Collection[Branch]:
+        """The predictions that `combine` wants at this step: at least one, each once.
 
         Args:
-            step: where the reverse process stands.
-            negatives: how many negative texts each prompt has (short lists are filled up with the
-                null condition).
+            step: where the reverse process stands, and how many negatives each prompt has.
         """
 
     @abstractmethod
     def combine(
         self,
-        predictions: Mapping[str, Prediction],
+        predictions: Mapping[Branch, Prediction],
         step: GuidanceStep,
         guided: Guided | None,
         memory: Any,
@@ -248,7 +254,7 @@ class Guidance(Component):
         """One estimate from the branches. Pure, and per example: never across the batch.
 
         Args:
-            predictions: what `branches` asked for, under the same names.
+            predictions: what `branches` asked for, and perhaps what other links of a chain did.
             step: as for `branches`.
             guided: the result of the previous link of a chain; None at its head.
             memory: what this method returned last time on this trajectory; None at first.
@@ -391,6 +397,13 @@ class Study(Component):
     """A question about a trained pipeline, answered with numbers and one picture."""
 
     kind = "study"
+
+    def check(self, pipeline: Pipeline) -> None:
+        """Called before training, on the untrained pipeline.
+
+        Raises:
+            ConfigError: `run` would fail later: an extra is missing, the pipeline does not fit.
+        """
 
     @abstractmethod
     def run(self, pipeline: Pipeline, seed: int) -> Finding:

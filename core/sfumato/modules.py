@@ -49,7 +49,7 @@ class TextEncoderModule(nn.Module, ABC):
 
         The one definition for training and for sampling. By default it is the empty prompt.
         """
-        return self.encode([""] * batch)
+        return self.encode([""]).map(lambda one: one.expand(batch, *one.shape[1:]))
 
 
 class JointEncoderModule(TextEncoderModule):

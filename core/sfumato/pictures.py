@@ -23,7 +23,7 @@ LEGIBLE = 96
 
 def picture(image: Tensor) -> Image.Image:
     """One image (3, H, W) in [-1, 1], rounded to 8 bits."""
-    levels = ((image.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    levels = ((image.float().cpu().clamp(-1, 1) + 1) * 127.5 + 0.5).to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
 
 

@@ -37,6 +37,7 @@ class Pipeline:
         text_encoder: prompts to embeddings.
         denoiser: predicts.
         autoencoder: pixels to latents.
+        trained: the slots whose weights a stage has trained; None where nobody keeps count.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Pipeline:
         """
         self.settings = settings
         self.watchers = watchers or Watchers([])
+        self.trained: frozenset[str] | None = None
         with _seeded(seed, "autoencoder"):
             self.autoencoder = settings.autoencoder.build()
         with _seeded(seed, "text_encoder"):
@@ -109,8 +111,9 @@ class Pipeline:
         settings = registry.structure(registry.override(tree, overrides), folder.path.name)
         compatibility.check_same_schedule(trained, settings)
         path = folder.newest_checkpoint()
-        states, files, _ = checkpoint.read(path)
+        states, files, manifest = checkpoint.read(path)
         pipeline = cls(settings, files, watchers=Watchers(registry.catalogue.plugins))
+        pipeline.trained = frozenset(manifest["trained"])
         for slot, module in pipeline.modules().items():
             if slot in states:
                 checkpoint.restore(module, states[slot], str(path / f"{slot}.safetensors"))
@@ -164,6 +167,7 @@ class Pipeline:
         Raises:
             ConfigError: the arguments do not fit each other or the pipeline.
         """
+        self._check_request(prompts, steps)
         pictures = []
         for first in range(0, len(prompts), batch):
             rows = slice(first, min(first + batch, len(prompts)))
@@ -191,6 +195,7 @@ class Pipeline:
         """The steps of `sample` in latents, for those prompts that `rows` selects."""
         settings = self.settings
         guidance = guidance or settings.guidance
+        self._check_request(prompts, steps)
         negatives = _negatives(negative, prompts)
         compatibility.check_negatives(guidance, len(negatives))
         examples = torch.arange(len(prompts))
@@ -199,9 +204,8 @@ class Pipeline:
                 raise ConfigError(f"{len(seed)} seeds for {len(prompts)} prompts")
             seed, examples = seed[rows], torch.zeros_like(examples)
         examples = examples[rows].to(self.device)
-        times = times_of(
-            settings.time_grid, steps or settings.sampling.steps, settings.noise_schedule
-        )
+        steps = settings.sampling.steps if steps is None else steps
+        times = times_of(settings.time_grid, steps, settings.noise_schedule)
         null = self.text_encoder.null(len(examples))
         texts = Texts(
             prompt=self.encode(prompts[rows]),
@@ -218,7 +222,7 @@ class Pipeline:
         if start is None:
             x = draw(0) * settings.noise_schedule.start_scale(float(times[0]))
         else:
-            x = _checked_start(start, (len(prompts), *shape))[rows].to(self.device)
+            x = _checked_start(start, (len(prompts), *shape))[rows].to(self.device).float()
         denoise = GuidedDenoiser(
             {"main": self.denoiser}, guidance, settings.noise_schedule, texts, times
         )
@@ -226,6 +230,17 @@ class Pipeline:
         for step in reverse(settings.sampler, denoise, x, lambda: draw(next(calls))):
             self.watchers.notify("sfumato_on_sample_step", step=step)
             yield step
+
+    def _check_request(self, prompts: Sequence[str], steps: int | None) -> None:
+        if isinstance(prompts, str) or not prompts:
+            raise ConfigError(f"expected a list of prompts, got {prompts!r}")
+        if steps is not None and steps < 1:
+            raise ConfigError(f"expected at least 1 step, got {steps}")
+        if self.trained is not None and "denoiser" not in self.trained:
+            raise ConfigError(
+                "the denoiser of this run was never trained",
+                remedy="finish the run before drawing from it",
+            )
 
     def _encode_or_null(self, texts: Sequence[str | None], null: TextEmbedding) -> TextEmbedding:
         missing = torch.tensor([text is None for text in texts], device=self.device)

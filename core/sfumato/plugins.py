@@ -142,7 +142,12 @@ def _admit(
         stated = "states no SFUMATO_API" if api is None else f"was built for plugin API {api}"
         raise PluginError(f"{stated}; this sfumato speaks {API}")
     manager = _manager(plugin)
-    components = [c for offered in manager.hook.sfumato_components() for c in offered]
+    if not manager.get_hookcallers(plugin):
+        raise PluginError("implements no hook; mark each with @hookimpl")
+    offers = manager.hook.sfumato_components()
+    if not offers and hasattr(plugin, "sfumato_components"):
+        raise PluginError("sfumato_components returned nothing; return a list of classes")
+    components = [component for offered in offers for component in offered]
     for component in components:
         _check_component(component)
     return plugin, components
@@ -165,7 +170,7 @@ def _check_component(component: Any) -> None:
     if inspect.isabstract(component):
         missing = ", ".join(sorted(component.__abstractmethods__))
         raise PluginError(f"{component.__name__} does not implement {missing}")
-    if not attrs.has(component):
+    if "__attrs_attrs__" not in vars(component):
         raise PluginError(
             f"{component.__name__} is not an attrs class (attrs.frozen(kw_only=True))"
         )
@@ -191,23 +196,31 @@ def _cause(error: BaseException) -> str:
 
 
 class Watchers:
-    """Plugins and trackers that watch a run. One that raises is switched off with a warning; the
-    run goes on.
-    """
+    """Plugins and trackers that watch a run. One that fails is switched off; the run goes on."""
 
-    def __init__(self, watchers: Iterable[object]) -> None:
+    def __init__(self, watchers: Iterable[object] = ()) -> None:
         """Each watcher is an object or module with hook implementations."""
-        self._managers = [(watcher, _manager(watcher)) for watcher in watchers]
+        self._managers: dict[str, pluggy.PluginManager] = {}
+        for watcher in watchers:
+            self.add(getattr(watcher, "__name__", type(watcher).__name__), partial(_same, watcher))
+
+    def add(self, name: str, make: Callable[[], object]) -> None:
+        """Adds what `make` makes; a failure is a warning that names it."""
+        try:
+            self._managers[name] = _manager(make())
+        except Exception as error:
+            warnings.warn(f"{name} failed to start and is left out: {_cause(error)}", stacklevel=2)
 
     def notify(self, hook: str, **record: Any) -> None:
         """Calls one lifecycle hook of every watcher with its one record."""
-        for watched in list(self._managers):
-            watcher, manager = watched
+        for name, manager in list(self._managers.items()):
             try:
                 getattr(manager.hook, hook)(**record)
             except Exception as error:
-                self._managers.remove(watched)
-                name = getattr(watcher, "__name__", type(watcher).__name__)
-                warnings.warn(
-                    f"{name} failed in {hook} and is switched off: {_cause(error)}", stacklevel=2
-                )
+                del self._managers[name]
+                problem = f"{name} failed in {hook} and is switched off: {_cause(error)}"
+                warnings.warn(problem, stacklevel=2)
+
+
+def _same(watcher: object) -> object:
+    return watcher

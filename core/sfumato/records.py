@@ -152,13 +152,17 @@ class Guided(Prediction):
 
 @attrs.frozen(kw_only=True)
 class GuidanceStep:
-    """Where the reverse process stands, in host floats, so that a branch can be left out."""
+    """Where the reverse process stands, in host numbers, so that a branch can be left out.
+
+    `index` counts the intervals behind, of `steps`; each prompt has `negatives` negative texts.
+    """
 
     t: float
     alpha: float
     sigma: float
     index: int
     steps: int
+    negatives: int
 
 
 @attrs.frozen(eq=False, kw_only=True)

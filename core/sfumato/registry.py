@@ -22,6 +22,7 @@ from sfumato import document, plugins, settings
 from sfumato.document import Node
 from sfumato.errors import ConfigError, SfumatoError, nearest, suggestion
 from sfumato.experiment import Experiment, PipelineSettings, Stage
+from sfumato.interfaces import Component
 from sfumato.plugins import Catalogue
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class Registry:
             errors.append(version.error(f"expected version: {VERSION}"))
         pipelines = _mapping(parts.pop("pipelines", Node({})), errors)
         experiments = _mapping(parts.pop("experiments", Node({})), errors)
-        kinds = {*catalogue.kinds(), *SLOTS}
+        kinds = {interface.kind for interface in Component.__subclasses__()}
         entries: dict[tuple[str, str], Node] = {}
         for kind, section in parts.items():
             if kind in kinds:
@@ -129,13 +130,14 @@ class Registry:
 
     def _component(self, kind: str, entry: Node) -> None:
         if not isinstance(entry.value, dict) or "use" not in entry.value:
-            raise entry.error("expected {use: NAME, ...}", f"known: {self._known(kind)}")
+            raise self._not_an_entry(kind, entry)
         used = entry.value["use"]
         found = self.catalogue.find(kind, str(used.value), used)
         settings.structure(self._expand(entry, found), found, self.catalogue)
 
-    def _known(self, kind: str) -> str:
-        return ", ".join(self.catalogue.names(kind))
+    def _not_an_entry(self, kind: str, entry: Node) -> ConfigError:
+        known = ", ".join(self.catalogue.names(kind))
+        return entry.error("expected {use: NAME, ...}", f"known: {known}")
 
     def pipeline(self, name: str) -> PipelineSettings:
         """The components of a pipeline.
@@ -168,7 +170,7 @@ class Registry:
 
     def override(self, tree: Node, overrides: Sequence[str]) -> Node:
         """A resolved tree after `--set`: swaps (the shorter paths) first, then options."""
-        for text in sorted(overrides, key=lambda text: text.partition("=")[0].count(".")):
+        for text in sorted(overrides, key=_rank):
             tree = self._merge(tree, _override(text), Experiment)
         return tree
 
@@ -232,21 +234,30 @@ class Registry:
             raise ConfigError.joined(errors)
         return self._expand(written, PipelineSettings)
 
-    def _expand(self, node: Node, hint: Any) -> Node:
-        """Names of components become `{use: ...}` mappings, down to the last option."""
+    def _expand(self, node: Node, hint: Any, inside: tuple[str, ...] = ()) -> Node:
+        """Names of components become `{use: ...}` mappings, down to the last option.
+
+        `inside` holds the entries that are being expanded: none may hold itself.
+        """
         hint = settings.bare(hint)
         if settings.is_component(hint) and isinstance(node.value, str):
+            name = f"{hint.kind}.{node.value}"
             entry = self.entries.get((hint.kind, node.value))
-            if entry is not None:
-                return self._expand(entry, hint)
-            return attrs.evolve(node, value={"use": node})
+            if entry is None:
+                return attrs.evolve(node, value={"use": node})
+            if name in inside:
+                raise entry.error("the entry holds itself")
+            if not (isinstance(entry.value, dict) and "use" in entry.value):
+                raise self._not_an_entry(hint.kind, entry)
+            return self._expand(entry, hint, (*inside, name))
         if isinstance(node.value, list) and get_origin(hint) is tuple:
             item = get_args(hint)[0]
-            return attrs.evolve(node, value=[self._expand(child, item) for child in node.value])
+            children = [self._expand(child, item, inside) for child in node.value]
+            return attrs.evolve(node, value=children)
         if isinstance(node.value, dict):
             node = self._stage(node, hint, None)
             hint_of = self._hints(node, hint)
-            value = {k: self._expand(n, hint_of(k)) for k, n in node.value.items()}
+            value = {k: self._expand(n, hint_of(k), inside) for k, n in node.value.items()}
             return attrs.evolve(node, value=value)
         return node
 
@@ -260,10 +271,10 @@ class Registry:
         if base is None or not isinstance(base.value, dict):
             base = attrs.evolve(change, value={})
         change = self._stage(change, hint, base)
-        hint_of = self._hints(base, hint)
-        merged = dict(base.value)
+        hint_of, merged = self._hints(base, hint), dict(base.value)
         for key, child in change.value.items():
-            merged[key] = self._merge(base.value.get(key), child, hint_of(key))
+            before = base.value.get(key) or self._default(base, hint, key)
+            merged[key] = self._merge(before, child, hint_of(key))
         return attrs.evolve(base, value=merged)
 
     def _merge_items(self, base: Node, change: Node, hint: Any) -> Node:
@@ -275,16 +286,29 @@ class Registry:
             items[int(key)] = self._merge(items[int(key)], child, item)
         return attrs.evolve(base, value=items)
 
+    def _default(self, node: Node, hint: Any, key: str) -> Node | None:
+        """What an option is where nothing says so, for a change that reaches inside it."""
+        field = self._fields(node, hint).get(key)
+        default: Any = attrs.NOTHING if field is None else field.default
+        if hasattr(default, "factory"):
+            default = default.factory()
+        if default is attrs.NOTHING:
+            return None
+        return document.node(settings.plain(default), "default")
+
     def _hints(self, node: Node, hint: Any) -> Callable[[str], Any]:
         """The type of each key of a mapping, or None; in a component `use` decides."""
         if get_origin(hint) is dict:
             item = get_args(hint)[1]
             return lambda key: item
-        if settings.is_component(hint):
-            known = self._options(node.value, hint)
-        else:
-            known = settings.fields(hint) if isinstance(hint, type) and attrs.has(hint) else {}
+        known = self._fields(node, hint)
         return lambda key: known[key].type if key in known else None
+
+    def _fields(self, node: Node, hint: Any) -> dict[str, attrs.Attribute[Any]]:
+        """The fields that a mapping may fill."""
+        if settings.is_component(hint):
+            return self._options(node.value, hint)
+        return settings.fields(hint) if isinstance(hint, type) and attrs.has(hint) else {}
 
     def _options(self, value: dict[str, Node], interface: Any) -> dict[str, attrs.Attribute[Any]]:
         """The fields of the component that `use` names; structuring says where it names none."""
@@ -304,11 +328,19 @@ class Registry:
         objective = loop["objective"].type
         inner: dict[str, Node] = {}
         if "objective" in node.value:
-            inner = self._expand(node.value["objective"], objective).value
-        named = {**(base.value["objective"].value if base and base.value else {}), **inner}
+            chosen = self._expand(node.value["objective"], objective)
+            if not isinstance(chosen.value, dict):
+                return node  # structuring says what is wrong with it
+            inner = chosen.value
+        before = base.value.get("objective") if base is not None else None
+        named = {**(before.value if before is not None else {}), **inner}
         inside = self._options(named, objective)
         known = [*loop, *inside]
-        moved = {k: n for k, n in node.value.items() if nearest(k, known) in inside}
+        moved = {
+            key: child
+            for key, child in node.value.items()
+            if key not in loop and nearest(key, known) in inside
+        }
         stays = {k: n for k, n in node.value.items() if k not in moved and k != "objective"}
         if inner or moved:
             stays["objective"] = attrs.evolve(node, value={**inner, **moved})
@@ -324,6 +356,12 @@ def _mapping(node: Node, errors: list[SfumatoError]) -> dict[str, Node]:
 
 def _lines(error: SfumatoError) -> list[str]:
     return str(error).splitlines()
+
+
+def _rank(override: str) -> tuple[bool, int]:
+    """Swaps come before options: a stage's objective first, then the shorter path."""
+    path = override.partition("=")[0].strip()
+    return not path.endswith(".objective"), path.count(".")
 
 
 def _override(text: str) -> Node:

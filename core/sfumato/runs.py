@@ -127,21 +127,16 @@ class Run:
         return found[-1]
 
 
-def free_folder(name: str) -> Path:
-    """`runs/NAME`, or the first of `runs/NAME-2`, `runs/NAME-3` ... that holds nothing."""
-    for number in itertools.count(1):
-        path = Path("runs") / (name if number == 1 else f"{name}-{number}")
-        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-            return path
-    raise AssertionError("unreachable")
+def free_path(path: Path) -> Path:
+    """`path`, or where that is taken the first free of `NAME-2`, `NAME-3` ... beside it."""
+    numbered = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in itertools.count(2))
+    return next(one for one in itertools.chain([path], numbered) if not one.exists())
 
 
 def guidance_record(experiment: Experiment) -> dict[str, Any]:
     """The guidance with its convention: scales s as set, and the paper's w = s - 1 beside them."""
-    facts: dict[str, Any] = settings.plain(experiment.guidance)
-    scale = facts.get("scale")
-    w = {"w": scale - 1} if isinstance(scale, float) else {}
-    return {**facts, **w, "convention": GUIDANCE_CONVENTION}
+    guidance = experiment.guidance
+    return {**settings.plain(guidance), "w": guidance.w, "convention": GUIDANCE_CONVENTION}
 
 
 def versions() -> dict[str, str]:
@@ -158,11 +153,24 @@ def _now() -> str:
 
 
 def _commit() -> str | None:
+    """The commit of sfumato's own checkout, `-dirty` where files differ; None where it has none."""
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True, text=True, timeout=5, cwd=Path(__file__).parent, check=True,
-        )  # fmt: skip
+        _git(
+            "ls-files", "--error-unmatch", Path(__file__).name
+        )  # an installed copy is in nobody's tree
+        dirty = "-dirty" if _git("status", "--porcelain", "--untracked-files=no") else ""
+        return _git("rev-parse", "HEAD") + dirty
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=5,
+        cwd=Path(__file__).parent,
+        check=True,
+    )
     return done.stdout.strip()

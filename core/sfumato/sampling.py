@@ -68,16 +68,17 @@ class GuidedDenoiser:
             sigma=float(sigma),
             index=int((self.times > t).sum()),
             steps=len(self.times) - 1,
+            negatives=len(self.texts.negatives),
         )
-        branches = self.guidance.branches(step, len(self.texts.negatives))
+        branches = self.guidance.branches(step)
         compatibility.check_branches(self.guidance, branches, self.denoisers)
-        groups: dict[tuple[str, str | None], list[str]] = {}
-        for name, branch in branches.items():
-            groups.setdefault((branch.model, branch.variant), []).append(name)
-        predictions: dict[str, Prediction] = {}
-        for names in groups.values():
-            predicted = self._predict(x, t, [branches[name] for name in names], alpha, sigma)
-            predictions.update(zip(names, predicted, strict=True))
+        groups: dict[tuple[str, str | None], list[Branch]] = {}
+        for branch in branches:
+            groups.setdefault((branch.model, branch.variant), []).append(branch)
+        predictions: dict[Branch, Prediction] = {}
+        for group in groups.values():
+            predicted = self._predict(x, t, group, alpha, sigma)
+            predictions.update(zip(group, predicted, strict=True))
         guided, self._memory = self.guidance.combine(predictions, step, None, self._memory)
         return guided
 
@@ -143,21 +144,23 @@ def reverse(
         PluginError: the sampler yields another number of steps than the grid has, or values that
             are not finite.
     """
-    steps, taken = len(denoise.times) - 1, 0
+    steps = len(denoise.times) - 1
+    finite: list[Tensor] = []
     for step in sampler.run(denoise, denoise.schedule, start, denoise.times, noise):
-        taken += 1
-        if taken > steps:
-            break
-        if not bool(step.x.isfinite().all()):
-            raise PluginError(
-                f"step {taken} of {steps} (t = {step.t:.4f}) gave values that are not finite",
-                place=f"sampler {sampler.name}",
-                remedy="a smaller guidance scale or more steps may help",
-            )
+        finite.append(step.x.isfinite().all())
+        if len(finite) > steps:
+            raise PluginError(f"took more than {steps} steps", place=f"sampler {sampler.name}")
         yield step
-    if taken != steps:
-        more = "more than " if taken > steps else ""
+    if len(finite) != steps:
+        problem = f"took {len(finite)} steps, expected {steps}"
+        raise PluginError(problem, place=f"sampler {sampler.name}")
+    # Looked at once, at the end: a look at every step would make the host wait for the device.
+    wrong = (~torch.stack(finite)).nonzero()
+    if len(wrong):
+        first = int(wrong[0])
         raise PluginError(
-            f"took {more}{min(taken, steps)} steps, expected {steps}",
+            f"step {first + 1} of {steps} (t = {float(denoise.times[first + 1]):.4f}) gave values "
+            "that are not finite",
             place=f"sampler {sampler.name}",
+            remedy="a smaller guidance scale or more steps may help",
         )

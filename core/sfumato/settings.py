@@ -167,6 +167,8 @@ def _converter(catalogue: Catalogue) -> cattrs.Converter:
     def settings(node: Node, cls: Any) -> Any:
         if isinstance(node.value, cls):
             return node.value
+        if is_component(cls) and isinstance(node.value, str):
+            node = attrs.evolve(node, value={"use": node})
         if not isinstance(node.value, dict):
             _refuse(node, f"expected {type_name(cls)}, got {_shown(node)}")
         if is_component(cls):
@@ -276,7 +278,10 @@ def _instance(node: Node, cls: type, converter: cattrs.Converter) -> Any:
 
 
 def _field(node: Node, field: Any, converter: cattrs.Converter) -> Any:
-    value = converter.structure(node, field.type)
+    try:
+        value = converter.structure(node, field.type)
+    except cattrs.StructureHandlerNotFoundError:
+        _refuse(node, f"its type, {type_name(field.type)}, is none that YAML can give")
     if field.validator is not None:
         try:
             field.validator(None, field, value)

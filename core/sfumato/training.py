@@ -62,23 +62,24 @@ def train(
     """
     compatibility.check_training(experiment)
     split = experiment.data.split("train")
-    captions = [split.caption(i) for i in range(len(split))]
+    captions = (split.caption(i) for i in range(len(split)))
     pipeline = Pipeline(experiment, experiment.text_encoder.fit(captions), experiment.seed)
-    run = Run.create(Path(out) if out else runs.free_folder(experiment.name), experiment)
-    trackers = [tracker.build(run.path) for tracker in experiment.trackers]
-    pipeline.watchers = Watchers(
-        [*(plugins.load().plugins if watchers is None else watchers), *trackers]
+    loop = _Loop(experiment, pipeline, split, Single(device))
+    evaluation.check(pipeline, experiment.evaluation)
+    run = Run.create(
+        Path(out) if out else runs.free_path(Path("runs") / experiment.name), experiment
     )
-    loop = _Loop(experiment, pipeline, split, run, Single(device))
+    pipeline.watchers = Watchers(plugins.load().plugins if watchers is None else watchers)
+    for tracker in experiment.trackers:
+        pipeline.watchers.add(f"tracker {tracker.name}", functools.partial(tracker.build, run.path))
     try:
-        yield from loop.run_stages()
+        yield from loop.run_stages(run)
         results = evaluation.evaluate(
-            pipeline, experiment.evaluation, experiment.seed, run.path, loop.step
+            pipeline, experiment.evaluation, experiment.seed, run, loop.step
         )
         run.update(status="completed", results=results)
-        loop.watchers.notify(
-            "sfumato_on_train_end", end=TrainEnd(run=run.path, stage=None, results=results)
-        )
+        end = TrainEnd(run=run.path, stage=None, results=results)
+        pipeline.watchers.notify("sfumato_on_train_end", end=end)
     except (KeyboardInterrupt, GeneratorExit):
         run.update(status="preempted")
         raise
@@ -91,38 +92,41 @@ class _Loop:
     """What the stages of one run share."""
 
     def __init__(
-        self,
-        experiment: Experiment,
-        pipeline: Pipeline,
-        split: Split,
-        run: Run,
-        engine: Single,
+        self, experiment: Experiment, pipeline: Pipeline, split: Split, engine: Single
     ) -> None:
         self.experiment, self.pipeline, self.split = experiment, pipeline, split
-        self.run, self.watchers, self.engine = run, pipeline.watchers, engine
+        self.engine = engine
         self.step = 0
         self.text_dropout: float | None = None
         pipeline.to(engine.device)
+        self.trained: set[str] = set()
+        self.objectives = {
+            name: stage.objective.build(pipeline).to(engine.device)
+            for name, stage in experiment.stages.items()
+        }
 
-    def run_stages(self) -> Iterator[TrainStep]:
+    def run_stages(self, run: Run) -> Iterator[TrainStep]:
         for name, stage in self.experiment.stages.items():
-            yield from self.train_stage(name, stage)
+            yield from self.train_stage(name, stage, run)
             if stage.objective.text_dropout is not None:
                 self.text_dropout = stage.objective.text_dropout
-            self.save(name)
-            self.watchers.notify(
-                "sfumato_on_train_end", end=TrainEnd(run=self.run.path, stage=name)
-            )
+            self.trained.add(stage.objective.trains)
+            self.pipeline.trained = frozenset(self.trained)
+            self.save(name, run)
+            self.notify("sfumato_on_train_end", end=TrainEnd(run=run.path, stage=name))
 
-    def train_stage(self, name: str, stage: Stage) -> Iterator[TrainStep]:
+    def notify(self, hook: str, **record: Any) -> None:
+        self.pipeline.watchers.notify(hook, **record)
+
+    def train_stage(self, name: str, stage: Stage, run: Run) -> Iterator[TrainStep]:
         trained: nn.Module = getattr(self.pipeline, stage.objective.trains)
         trained.train().requires_grad_(True)
-        objective = stage.objective.build(self.pipeline).to(self.engine.device)
+        objective = self.objectives[name]
         parameters = [p for p in objective.parameters() if p.requires_grad]
         count = sum(p.numel() for p in parameters)
-        self.run.update(parameters={**self.run.record()["parameters"], name: count})
-        start = TrainStart(run=self.run.path, stage=name, steps=stage.steps, parameters=count)
-        self.watchers.notify("sfumato_on_train_start", start=start)
+        run.update(parameters={**run.record()["parameters"], name: count})
+        start = TrainStart(run=run.path, stage=name, steps=stage.steps, parameters=count)
+        self.notify("sfumato_on_train_start", start=start)
         optimizer = torch.optim.AdamW(
             parameters, stage.learning_rate, weight_decay=stage.weight_decay, fused=True
         )
@@ -140,8 +144,8 @@ class _Loop:
                 learning_rate=learning_rate(stage, step), seconds=time.perf_counter() - began,
                 **numbers,
             )  # fmt: skip
-            self.run.log(log_line(done))
-            self.watchers.notify("sfumato_on_train_step", step=done)
+            run.log(log_line(done))
+            self.notify("sfumato_on_train_step", step=done)
             yield done
         if averaged is not None:
             trained.load_state_dict(averaged.module.state_dict())
@@ -182,15 +186,21 @@ class _Loop:
         means = {key: number.float().mean().item() for key, number in losses.numbers.items()}
         return {"loss": value, "gradient_norm": gradient_norm, "numbers": means}
 
-    def save(self, stage: str) -> None:
-        path = self.run.checkpoint(self.step)
+    def save(self, stage: str, run: Run) -> None:
+        path = run.checkpoint(self.step)
         states = {slot: module.state_dict() for slot, module in self.pipeline.modules().items()}
-        facts = {"step": self.step, "stage": stage, "text_dropout": self.text_dropout}
+        facts = {
+            "step": self.step,
+            "stage": stage,
+            "trained": sorted(self.trained),
+            "text_dropout": self.text_dropout,
+        }
         checkpoint.write(
             path, {k: s for k, s in states.items() if s}, self.pipeline.text_encoder.files, facts
         )
         saved = CheckpointSaved(path=path, step=self.step)
-        self.watchers.notify("sfumato_on_checkpoint", checkpoint=saved)
+        self.notify("sfumato_on_checkpoint", checkpoint=saved)
+        run.update(examples=len(self.split), dropped=self.split.dropped)
 
 
 def learning_rate(stage: Stage, step: int) -> float:

@@ -15,7 +15,7 @@ from attrs.validators import ge
 from sfumato import Component, ConfigError, Objective, TextEncoder, hookimpl, option
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from sfumato import ObjectiveModule, Pipeline, TextEncoderModule
 
@@ -76,7 +76,7 @@ class Clip(TextEncoder):
                     remedy=f"change {whole} or {part}",
                 )
 
-    def fit(self, captions: Sequence[str]) -> Mapping[str, bytes]:
+    def fit(self, captions: Iterable[str]) -> Mapping[str, bytes]:
         """Learns the vocabulary, `tokenizer.json`; the order of the captions does not matter."""
         if self.pretrained is not None:
             return {}

@@ -60,18 +60,6 @@ class ClipTextEncoder(TextEncoderModule):
             pooled = model.text_projection(pooled)
         return TextEmbedding(tokens=hidden.last_hidden_state, mask=mask, pooled=pooled)
 
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Refused: a model of text alone.
-
-        Raises:
-            ConfigError: always.
-        """
-        raise ConfigError(
-            "it has no image encoder",
-            place=f"text_encoder {type(self.model).__name__}",
-            remedy="use the folder of a whole CLIPModel",
-        )
-
     def _tokenise(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         encodings = self._tokenizer.encode_batch(list(prompts))
         for prompt, encoding in zip(prompts, encodings, strict=True):

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def learn(captions: Sequence[str], size: int, positions: int) -> bytes:
+def learn(captions: Iterable[str], size: int, positions: int) -> bytes:
     """A `tokenizer.json` of at most `size` tokens that pads to `positions` and never truncates."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import attrs
 from attrs.validators import ge, lt
 
-from sfumato import Data, option
+from sfumato import Data, option, required
 
 if TYPE_CHECKING:
     from sfumato import Split
@@ -20,9 +20,11 @@ class ImageFolder(Data):
 
     Captions are the column `text` of `metadata.jsonl` or `metadata.csv`, whose `file_name` is a
     path inside the folder; else a text file beside each picture (`cat.txt` for `cat.png`); else the
-    name of the folder that the picture is in (`big-cats/1.png` is captioned "big cats"). Folders
-    `train` and `test` (or `validation`) inside the folder are the splits, each with captions of its
-    own; without them a hash of its name decides where a picture belongs.
+    name of the folder that the picture is in (`big-cats/1.png` is captioned "big cats").
+
+    Folders `train` and `test` (or `validation`) inside the folder are the splits, each with
+    captions of its own. Without them a hash of its name decides where a picture belongs; a `train`
+    that has nothing beside it is then divided as if it were the folder itself.
 
     The middle square of each picture is resized with a Lanczos filter. The EXIF rotation is
     applied, transparency is laid over white, and of an animation the first frame counts.
@@ -33,10 +35,10 @@ class ImageFolder(Data):
 
     name = "image_folder"
 
-    folder: str = option(doc="where the pictures are; `~` is one's home")
+    folder: str = required("where the pictures are; `~` is one's home")
     size: int = option(32, "height and width in pixels", ge(1))
     held_out: float = option(
-        0.1, "share of the test split, where there are no split folders", ge(0), lt(1)
+        0.1, "share of the test split, where there is no folder for it", ge(0), lt(1)
     )
     on_bad_example: Literal["error", "skip"] = option(
         "error", "what a bad picture or caption does: stop, or be counted and replaced by the next"
@@ -52,8 +54,8 @@ class ImageFolder(Data):
 
         Raises:
             DataError: there is no such folder or no picture for this split; the metadata is
-                malformed or leads out of the folder; or, unless `on_bad_example` is "skip", an
-                example is bad.
+                malformed, stands too far down or leads out of the folder; or, unless
+                `on_bad_example` is "skip", an example is bad.
         """
         from sfumato_data.image_files import ImageFiles
         from sfumato_data.image_listing import list_split

@@ -22,6 +22,8 @@ from sfumato_data.held_out import is_held_out
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"})
 METADATA = ("metadata.jsonl", "metadata.csv")
+IGNORED = (".", "__")
+"""How names begin that are passed over."""
 LONGEST_CAPTION = 10_000
 """In bytes: far more than a text encoder reads, and less than a file that is no caption."""
 
@@ -55,7 +57,7 @@ def list_split(
     split_folders = _split_folders(folder)
     if split_folders is not None:
         return list_pictures(split_folders[split])
-    everything = list_pictures(folder)
+    everything = list_pictures(folder / "train" if _holds_only_train(folder) else folder)
     pictures = [p for p in everything if is_held_out(p.name, held_out) == (split == "test")]
     if not pictures:
         problem = f"none of its {len(everything)} pictures falls into the {split} split"
@@ -70,16 +72,35 @@ def _split_folders(folder: Path) -> Mapping[str, Path] | None:
     if test is None or not (folder / "train").is_dir():
         return None
     for entry in sorted(folder.iterdir()):
-        if entry.name in METADATA or entry.suffix.lower() in SUFFIXES:
+        if _is_picture_or_metadata(entry):
             problem = f"stands beside the folders train and {test}, so it belongs to neither split"
             raise DataError(problem, place=str(entry), remedy="move it into one of them")
     return {"train": folder / "train", "test": folder / test}
+
+
+def _holds_only_train(folder: Path) -> bool:
+    """Whether `train` is a split without its like; beside other content it is a class."""
+    content = [
+        entry.name
+        for entry in folder.iterdir()
+        if not entry.name.startswith(IGNORED) and (entry.is_dir() or _is_picture_or_metadata(entry))
+    ]
+    return content == ["train"] and not (folder / "train").is_symlink()
+
+
+def _is_picture_or_metadata(entry: Path) -> bool:
+    return entry.name in METADATA or entry.suffix.lower() in SUFFIXES
 
 
 def list_pictures(folder: Path) -> list[ListedPicture]:
     """All pictures below a folder, at least one, sorted by name."""
     files = sorted(_files(folder))
     names = [name for name in files if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    for name in files:
+        if name not in METADATA and PurePosixPath(name).name in METADATA:
+            problem = f"is not read, since it stands below {folder}"
+            remedy = "move its rows up to there, or name the folders of the splits train and test"
+            raise DataError(problem, place=str(folder / name), remedy=remedy)
     metadata = [name for name in METADATA if name in files]
     if len(metadata) == 2:
         raise DataError(
@@ -110,7 +131,7 @@ def _files(folder: Path, inside: str = "") -> Iterator[str]:
         problem = f"cannot be listed ({error.strerror})"
         raise DataError(problem, place=str(folder / inside)) from error
     for entry in entries:
-        if entry.name.startswith((".", "__")):
+        if entry.name.startswith(IGNORED):
             continue
         if entry.is_symlink() and not _leads_inside(folder, entry.path):
             remedy = "put the files themselves there"

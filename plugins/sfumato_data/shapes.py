@@ -41,15 +41,15 @@ COLORS: Mapping[str, RGB] = MappingProxyType(
 BACKGROUNDS: Mapping[str, RGB] = MappingProxyType(
     {"black": (-0.9, -0.9, -0.9), "gray": (0.0, 0.0, 0.0), "white": (0.9, 0.9, 0.9)}
 )
-SIZES: Mapping[str, float] = MappingProxyType({"small": 0.155, "large": 0.26})
+SIZES: Mapping[str, float] = MappingProxyType({"small": 0.2, "large": 0.3})
 """Half the width of the shape, as a share of the picture's."""
 POSITIONS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
         "center": (0.5, 0.5),
-        "left": (0.31, 0.5),
-        "right": (0.69, 0.5),
-        "top": (0.5, 0.31),
-        "bottom": (0.5, 0.69),
+        "left": (0.35, 0.5),
+        "right": (0.65, 0.5),
+        "top": (0.5, 0.35),
+        "bottom": (0.5, 0.65),
     }
 )
 """The middle of the shape, x and y from the top left corner, as shares of the picture."""
@@ -76,11 +76,13 @@ _GROUND = {
 class Shapes(Data):
     """One circle, square or triangle on a plain background: a function of (seed, split, index).
 
-    Six colours, three shapes, three backgrounds, two sizes and five positions, all equally likely,
-    with jitter in size and position. `HELD_OUT_PAIRS` of colour and shape occur in the test split
-    only. Of the captions 45 % name all five attributes, and 5 % are one bare word, a colour or a
-    shape; the others name colour and shape with probability 3/4 each ("shape" stands for an unnamed
-    one), and size, position and background with 1/2 each.
+    Pairs of one of six colours and one of three shapes, all equally likely but for
+    `HELD_OUT_PAIRS`, which occur in the test split only; three backgrounds, two sizes and five
+    positions, equally likely too, with jitter in size and position.
+
+    Of the captions 45 % name all five attributes, and 5 % are one bare word, a colour or a shape;
+    the others name colour and shape with probability 3/4 each ("shape" stands for an unnamed one),
+    and size, position and background with 1/2 each.
 
     References:
         CLEVR: A Diagnostic Dataset for Compositional Language and Elementary Visual Reasoning,

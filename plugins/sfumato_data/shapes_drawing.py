@@ -1,8 +1,8 @@
 """Draws the scenes of `shapes` and words their captions.
 
 All choices of a split are one table of Philox words, made at once; a picture is drawn when it is
-asked for, in tens of microseconds, so nothing is cached. An edge pixel is mixed by how much of it
-the shape covers, estimated from the distance of its middle to the edge.
+asked for, in a tenth of a millisecond, so nothing is cached. An edge pixel is mixed by how much of
+it the shape covers, estimated from the distance of its middle to the edge.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class NoGuidance(LinearGuidance):
 
     name = "none"
 
-    def pulls(self, step: GuidanceStep, negatives: int) -> Mapping[Branch, float]:
+    def pulls(self, step: GuidanceStep) -> Mapping[Branch, float]:
         """The prompt, once."""
         return {Branch(text="prompt"): 1.0}
 
@@ -44,9 +44,14 @@ class ClassifierFreeGuidance(LinearGuidance):
         4.0, "s: 0 ignores the prompt, 1 is no guidance, more follows it", ge(0.0)
     )
 
-    def pulls(self, step: GuidanceStep, negatives: int) -> Mapping[Branch, float]:
+    def pulls(self, step: GuidanceStep) -> Mapping[Branch, float]:
         """Equation 6 of the paper with w = s - 1."""
         return {Branch(text="prompt"): self.scale}
+
+    @property
+    def w(self) -> float:
+        """S - 1."""
+        return self.scale - 1
 
 
 @attrs.frozen(kw_only=True)
@@ -61,14 +66,26 @@ class NegativePrompt(LinearGuidance):
     """
 
     name = "negative_prompt"
-    uses_negatives = True
     positive_scale: float = option(4.0, "s_pos, on the prompt", ge(0.0))
     negative_scale: float = option(2.0, "s_neg, on each negative; 0 ignores them", ge(0.0))
 
-    def pulls(self, step: GuidanceStep, negatives: int) -> Mapping[Branch, float]:
+    def pulls(self, step: GuidanceStep) -> Mapping[Branch, float]:
         """s_pos on the prompt, -s_neg on each negative."""
-        away = {Branch(text="negative", index=i): -self.negative_scale for i in range(negatives)}
+        away = {
+            Branch(text="negative", index=index): -self.negative_scale
+            for index in range(step.negatives)
+        }
         return {Branch(text="prompt"): self.positive_scale, **away}
+
+    @property
+    def uses_negatives(self) -> bool:
+        """They are what it is for."""
+        return True
+
+    @property
+    def w(self) -> float:
+        """s_pos - 1."""
+        return self.positive_scale - 1
 
 
 @hookimpl

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sfumato import Branch, Guidance, GuidanceStep, Guided, Prediction
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from torch import Tensor
 
@@ -28,30 +28,29 @@ class LinearGuidance(Guidance):
     """eps_u + sum_i s_i (eps_i - eps_u); a subclass says s_i."""
 
     @abstractmethod
-    def pulls(self, step: GuidanceStep, negatives: int) -> Mapping[Branch, float]:
+    def pulls(self, step: GuidanceStep) -> Mapping[Branch, float]:
         """s_i of every branch but the null one."""
 
-    def branches(self, step: GuidanceStep, negatives: int) -> Mapping[str, Branch]:
+    def branches(self, step: GuidanceStep) -> Collection[Branch]:
         """The branches whose weight is not 0."""
-        return {_name(branch): branch for branch in self._weights(step, negatives)}
+        return self._weights(step)
 
     def combine(
         self,
-        predictions: Mapping[str, Prediction],
+        predictions: Mapping[Branch, Prediction],
         step: GuidanceStep,
         guided: Guided | None,
         memory: Any,
     ) -> tuple[Guided, Any]:
         """The weighted sum, of x0 and of eps."""
-        negatives = sum(name.startswith("negative") for name in predictions)
-        weights = {_name(branch): w for branch, w in self._weights(step, negatives).items()}
+        weights = self._weights(step)
         return Guided(
-            _sum(weight * predictions[name].x0 for name, weight in weights.items()),
-            _sum(weight * predictions[name].eps for name, weight in weights.items()),
+            _sum(weight * predictions[branch].x0 for branch, weight in weights.items()),
+            _sum(weight * predictions[branch].eps for branch, weight in weights.items()),
         ), memory
 
-    def _weights(self, step: GuidanceStep, negatives: int) -> dict[Branch, float]:
-        pulls = self.pulls(step, negatives)
+    def _weights(self, step: GuidanceStep) -> dict[Branch, float]:
+        pulls = self.pulls(step)
         weights = {**pulls, _NULL: 1 - sum(pulls.values())}
         # 1 - (2.2 - 1.2) is -2e-16 in floating point, and no reason to run the denoiser.
         return {branch: weight for branch, weight in weights.items() if abs(weight) > 1e-12}
@@ -59,7 +58,3 @@ class LinearGuidance(Guidance):
 
 def _sum(terms: Iterable[Tensor]) -> Tensor:
     return functools.reduce(operator.add, terms)
-
-
-def _name(branch: Branch) -> str:
-    return f"negative {branch.index}" if branch.text == "negative" else branch.text

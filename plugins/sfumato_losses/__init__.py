@@ -1,4 +1,4 @@
-"""What training minimises: losses, and the denoising objective that uses them."""
+"""What training minimises: losses, weights on them, and the denoising objective."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from sfumato import Component, hookimpl
 from sfumato_losses.mse import MSE
 from sfumato_losses.objectives import Denoising
+from sfumato_losses.weights import P2
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,4 +18,4 @@ SFUMATO_API = 1
 @hookimpl
 def sfumato_components() -> Iterable[type[Component]]:
     """The components of this plugin."""
-    return [MSE, Denoising]
+    return [MSE, P2, Denoising]

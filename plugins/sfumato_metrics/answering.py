@@ -13,7 +13,7 @@ from sfumato_metrics.measuring import embeddings, joint_encoder
 from sfumato_metrics.metrics import DescribedShapes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -128,18 +128,25 @@ def _by_prompt(images: Tensor, samples: int) -> Tensor:
 
 def negative_prompt(study: NegativePromptStudy, pipeline: Pipeline, seed: int) -> Finding:
     """The share of the negative's color without and with it; the picture has rows in pairs."""
+    refuse_what_cannot_be_measured(study, pipeline)
     texts = [prompt for prompt in study.prompts for _ in range(study.samples)]
-    without = pipeline.sample(texts, seed=seed)
-    share_without = color_share(study, pipeline, without)
-    guided = pipeline.sample(texts, negative=study.negative, seed=seed, guidance=study.guidance)
-    share_with = color_share(study, pipeline, guided)
-    pairs = [_by_prompt(images, study.samples) for images in (without, guided)]
+    arms = {
+        "without": pipeline.sample(texts, seed=seed),
+        "with": pipeline.sample(texts, negative=study.negative, seed=seed, guidance=study.guidance),
+    }
+    color = {arm: color_share(study, pipeline, images) for arm, images in arms.items()}
+    shape = {
+        f"shape_accuracy_{arm}": measured(study, pipeline, images, texts)["shape_accuracy"]
+        for arm, images in arms.items()
+    }
+    pairs = [_by_prompt(images, study.samples) for images in arms.values()]
     shown = torch.stack(pairs, dim=1)[:_ROWS, :, :_COLUMNS].flatten(0, 1)
     framed = torch.tensor(
         [[color_share(study, pipeline, image[None]) == 1 for image in row] for row in shown]
     )
+    labels = [(prompt, f"negative: {study.negative}") for prompt in study.prompts[:_ROWS]]
     return Finding(
-        numbers={"negative_prompt": {"without": share_without, "with": share_with}},
+        numbers={"negative_prompt": {**color, **shape}},
         details={
             "prompts": list(study.prompts),
             "negative": study.negative,
@@ -148,34 +155,46 @@ def negative_prompt(study: NegativePromptStudy, pipeline: Pipeline, seed: int) -
         },
         picture=figures.picture_table(
             shown[:, None],
-            rows=[
-                label
-                for prompt in study.prompts[:_ROWS]
-                for label in (prompt, f"negative: {study.negative}")
-            ],
+            rows=[label for pair in labels for label in pair],
             together=2,
-            columns=[""],
+            columns=["shape as prompted: {:.0%} without, {:.0%} with".format(*shape.values())],
             title=f"Pictures in the color of {study.negative!r} (framed), from the same noise: "
-            f"{share_without:.0%} without it as negative prompt, {share_with:.0%} with it",
+            f"{color['without']:.0%} without it as negative prompt, {color['with']:.0%} with it",
             framed=framed[:, None],
         ),
     )
 
 
-def color_share(study: NegativePromptStudy, pipeline: Pipeline, images: Tensor) -> float:
-    """The share of the pictures that show the color of the negative prompt.
+def refuse_what_cannot_be_measured(study: NegativePromptStudy, pipeline: Pipeline) -> None:
+    """Tries the metric on blank pictures, before any are sampled.
 
     Raises:
-        ConfigError: the metric knows none.
+        ConfigError: it finds no color in the negative prompt, or no shape in the prompts.
     """
+    for attribute, option, prompts in (
+        ("color", "negative", [study.negative]),
+        ("shape", "prompts", study.prompts),
+    ):
+        blank = torch.zeros(len(prompts), 3, *pipeline.settings.data.picture_size)
+        if f"{attribute}_accuracy" not in measured(study, pipeline, blank, prompts):
+            said = ", ".join(map(repr, prompts))
+            raise ConfigError(
+                f"the metric {study.metric.name!r} finds no {attribute} in {said}",
+                place="study.negative_prompt",
+                remedy=f"name a {attribute} of the data in `{option}`, and use a metric such as "
+                "shape_attributes",
+            )
+
+
+def color_share(study: NegativePromptStudy, pipeline: Pipeline, images: Tensor) -> float:
+    """The share of the pictures that show the color of the negative prompt."""
+    return measured(study, pipeline, images, [study.negative] * len(images))["color_accuracy"]
+
+
+def measured(
+    study: NegativePromptStudy, pipeline: Pipeline, images: Tensor, prompts: Sequence[str]
+) -> Mapping[str, float]:
+    """What the study's metric says of these pictures."""
     state = study.metric.build(pipeline)
-    state.update(images, [study.negative] * len(images))
-    measured = state.compute()
-    if "color_accuracy" not in measured:
-        raise ConfigError(
-            f"the metric {study.metric.name!r} finds no color in {study.negative!r}",
-            place="study.negative_prompt",
-            remedy="name a color of the data in `negative`, and use a metric such as "
-            "shape_attributes",
-        )
-    return measured["color_accuracy"]
+    state.update(images, prompts)
+    return state.compute()

@@ -10,7 +10,6 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from sfumato import ConfigError
@@ -116,7 +115,7 @@ def picture_table(
 
 def _place(axes: Any, image: Tensor, x: float, y: float, side: float) -> None:
     """Draws an image (3, H, W) in [-1, 1] with its top left corner at (x, y), y pointing down."""
-    pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
+    pixels = ((image.clamp(-1, 1) + 1) * 127.5 + 0.5).byte().permute(1, 2, 0)
     extent = (x, x + side, y + side, y)
     axes.imshow(pixels.numpy(), extent=extent, interpolation="nearest", aspect="auto")
     axes.add_patch(Rectangle((x, y), side, side, fill=False, ec=_EDGE, lw=0.5))

@@ -34,6 +34,14 @@ class ClipSimilarityStudy(Study):
 
     count: int = option(32, "number of pictures", ge(2))
 
+    def check(self, pipeline: Pipeline) -> None:
+        """Needs a joint encoder and enough captions."""
+        from sfumato_metrics.answering import full_captions
+        from sfumato_metrics.measuring import joint_encoder
+
+        joint_encoder(pipeline, "study.clip_similarity")
+        full_captions(pipeline.settings.data, self.count)
+
     def run(self, pipeline: Pipeline, seed: int) -> Finding:
         """The matrix of cosines; nothing is sampled."""
         from sfumato_metrics.answering import clip_similarity
@@ -59,6 +67,16 @@ class GuidanceStudy(Study):
     samples: int = option(8, "pictures of each caption", ge(1))
     metrics: tuple[Metric, ...] = option((ShapeAttributes(), Diversity()), "what is measured")
 
+    def check(self, pipeline: Pipeline) -> None:
+        """Needs a guidance with a scale, enough captions, and data that the metrics can read."""
+        from sfumato_metrics.answering import full_captions, scaled
+
+        full_captions(pipeline.settings.data, self.prompts)
+        for scale in self.scales:
+            scaled(pipeline.settings.guidance, scale)
+        for metric in self.metrics:
+            metric.build(pipeline)
+
     def run(self, pipeline: Pipeline, seed: int) -> Finding:
         """Samples `prompts` times `samples` pictures at each scale."""
         from sfumato_metrics.answering import guidance
@@ -72,7 +90,8 @@ class NegativePromptStudy(Study):
 
     The prompts leave the color open. The share of pictures that show the negative's color, under
     `negative_prompt`: `without`, by the pipeline's own guidance, and `with` the negative prompt,
-    from the same noise.
+    from the same noise. A picture of nothing shows no color either, so `shape_accuracy_without` and
+    `shape_accuracy_with`, measured against the prompts, tell whether the pictures stay whole.
     """
 
     name = "negative_prompt"
@@ -88,13 +107,23 @@ class NegativePromptStudy(Study):
             "a large square on a white background",
             "a large triangle on a black background",
         ),
-        "prompts that leave the color open",
+        "prompts that name shapes and leave the color open",
     )
     samples: int = option(32, "pictures of each prompt", ge(1))
-    metric: Metric = option(ShapeAttributes(), "a metric that computes color_accuracy")
+    metric: Metric = option(ShapeAttributes(), "computes color_accuracy and shape_accuracy")
+
+    def check(self, pipeline: Pipeline) -> None:
+        """Needs a metric that reads the color of the negative and the shapes of the prompts."""
+        from sfumato_metrics.answering import refuse_what_cannot_be_measured
+
+        refuse_what_cannot_be_measured(self, pipeline)
 
     def run(self, pipeline: Pipeline, seed: int) -> Finding:
-        """Samples `prompts` times `samples` pictures, twice."""
+        """Samples `prompts` times `samples` pictures, twice.
+
+        Raises:
+            ConfigError: the metric finds no color in `negative`, or no shape in `prompts`.
+        """
         from sfumato_metrics.answering import negative_prompt
 
         return negative_prompt(self, pipeline, seed)

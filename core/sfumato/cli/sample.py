@@ -29,7 +29,7 @@ def command(
     PNG.
     """
     registry = context.obj.registry()
-    from sfumato import pictures, settings
+    from sfumato import pictures, runs, settings
     from sfumato.pipeline import Pipeline
 
     pipeline = Pipeline.load(run, overrides or [], registry, device)
@@ -38,7 +38,7 @@ def command(
         texts, negative=[negative] * len(texts) if negative else None, steps=steps, seed=seed
     )
     slug = re.sub(r"\W+", "-", prompts[0].lower()).strip("-")[:60]
-    out = out or run / "samples" / f"{slug}-{seed}.png"
+    out = out or runs.free_path(run / "samples" / f"{slug}-{seed}.png")
     facts = {
         "prompts": prompts,
         "negative": negative or [],

@@ -24,10 +24,10 @@ def command(
     """Train the stages of an experiment, then measure and draw what it learnt."""
     settings = context.obj.registry().experiment(experiment, overrides or [])
     began = time.monotonic()
-    from sfumato.runs import Run, free_folder
+    from sfumato.runs import Run, free_path
     from sfumato.training import train
 
-    out = out or free_folder(experiment)
+    out = out or free_path(Path("runs") / experiment)
     for _ in train(settings, out, device=device, watchers=context.obj.catalogue.plugins):
         pass
     typer.echo(summary(Run.open(out), time.monotonic() - began))
