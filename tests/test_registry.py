@@ -157,6 +157,8 @@ def test_every_error_of_a_file_is_reported_once_with_its_line(tmp_path, catalogu
          "experiments.strong.guidance: unknown key of an experiment; put it under `set`"),
         ("  negative: {use: negative_prompt, positive_scale: 3.0, negative_scale: 2.0}", "  cfg: cfg",
          "guidance.cfg: expected {use: NAME, ...}"),
+        ("{from: small, set: {guidance: {scale: 9}}}", "{from: small, set: [guidance]}",
+         "experiments.strong.set: expected a mapping"),
         ("guidance: cfg", "guidance: os.system", "no guidance is named 'os.system'"),
         ("{use: negative_prompt,", "{_target_: os.system,", "guidance.negative: expected {use: NAME, ...}"),
     ],

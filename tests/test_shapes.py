@@ -173,3 +173,11 @@ def test_every_shape_lies_inside_the_picture_whatever_the_jitter():
 def test_an_index_that_is_not_there():
     with pytest.raises(sfumato.DataError, match="there is no example 5; the last is 4"):
         Shapes(count=5).split("train").example(5)
+
+
+def test_the_test_split_holds_the_pairs_that_are_asked_for():
+    for pairs, expected in (("all", 18), ("seen", 15), ("unseen", 3)):
+        split = Shapes(size=16, held_out=800, test_pairs=pairs).split("test")
+        found = {(split.scene(i).color, split.scene(i).shape) for i in range(len(split))}
+        assert len(found) == expected
+        assert set(HELD_OUT_PAIRS).isdisjoint(found) == (pairs == "seen")

@@ -214,6 +214,8 @@ class Registry:
             if key not in known:
                 remedy = "put it under `set`" if key in SLOTS else suggestion(key, known)
                 errors.append(body[key].error("unknown key of an experiment", remedy))
+        if "set" in body:
+            _mapping(body["set"], errors)
         if errors:
             raise ConfigError.joined(errors)
         return body

@@ -98,6 +98,9 @@ class Shapes(Data):
     size: int = option(32, "height and width in pixels", ge(12))
     count: int = option(20_000, "number of training examples", ge(1))
     held_out: int = option(2_000, "number of test examples", ge(1))
+    test_pairs: Literal["all", "seen", "unseen"] = option(
+        "all", "which pairs of color and shape the test split holds: unseen are HELD_OUT_PAIRS"
+    )
     seed: int = option(0, "of all examples")
 
     @property
@@ -106,12 +109,16 @@ class Shapes(Data):
         return self.size, self.size
 
     def split(self, name: Literal["train", "test"]) -> Split:
-        """`count` examples without the held-out pairs, or `held_out` examples with them."""
+        """`count` examples without the held-out pairs, or `held_out` examples of `test_pairs`."""
         from sfumato_data.shapes_drawing import ShapesSplit
 
-        pairs = [(color, shape) for color in COLORS for shape in SHAPES]
-        if name == "train":
-            pairs = [pair for pair in pairs if pair not in HELD_OUT_PAIRS]
+        wanted = "seen" if name == "train" else self.test_pairs
+        pairs = [
+            (color, shape)
+            for color in COLORS
+            for shape in SHAPES
+            if wanted in ("all", "unseen" if (color, shape) in HELD_OUT_PAIRS else "seen")
+        ]
         count = self.count if name == "train" else self.held_out
         return ShapesSplit(size=self.size, seed=self.seed, name=name, count=count, pairs=pairs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +32,8 @@ def command(
     for _ in train(settings, out, device=device, watchers=context.obj.catalogue.plugins):
         pass
     typer.echo(summary(Run.open(out), time.monotonic() - began))
+    caption = settings.data.split("test").caption(0)
+    typer.echo(f'Try: {sys.argv[0]} sample {out} "{caption}"')
 
 
 def summary(run: Any, seconds: float) -> str:
@@ -49,5 +52,5 @@ def summary(run: Any, seconds: float) -> str:
     return (
         f"\nTrained {record['name']} in {seconds / 60:.1f} minutes (parameters: {sizes}). "
         f"Measured: {numbers or 'nothing'}.{pictures} All of it is in {run.path}, the numbers in "
-        f'{run.path / "run.json"}.\nTry: sfumato sample {run.path} "a large red circle"'
+        f"{run.path / 'run.json'}."
     )
