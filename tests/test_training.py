@@ -123,7 +123,7 @@ def test_the_denoising_loss_is_its_formula(registry):
     squared = (output - eps).square().mean(dim=(1, 2, 3))
     weight = 1 / (1 + (alpha / sigma) ** 2)
     assert isinstance(experiment.loss_weight, P2)
-    assert torch.allclose(found.values, squared * weight, rtol=1e-4)
+    assert torch.allclose(found.values.double(), squared * weight, rtol=1e-4)
     assert found.numbers["text_dropout"].tolist() == [1.0] * 8
 
 

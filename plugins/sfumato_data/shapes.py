@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import attrs
-from attrs.validators import ge
+from attrs.validators import ge, le
 
 from sfumato import Data, option
 
@@ -80,8 +80,8 @@ class Shapes(Data):
     `HELD_OUT_PAIRS`, which occur in the test split only; three backgrounds, two sizes and five
     positions, equally likely too, with jitter in size and position.
 
-    Of the captions 45 % name all five attributes, and 5 % are one bare word, a colour or a shape;
-    the others name colour and shape with probability 3/4 each ("shape" stands for an unnamed one),
+    Of the captions a share, `full`, names all five attributes, and 5 % are one bare word, a colour
+    or a shape; the others name colour and shape with probability 3/4 each ("shape" stands for an unnamed one),
     and size, position and background with 1/2 each.
 
     References:
@@ -101,6 +101,7 @@ class Shapes(Data):
     test_pairs: Literal["all", "seen", "unseen"] = option(
         "all", "which pairs of color and shape the test split holds: unseen are HELD_OUT_PAIRS"
     )
+    full: float = option(0.45, "share of captions that name all five attributes", ge(0), le(0.95))
     seed: int = option(0, "of all examples")
 
     @property
@@ -120,7 +121,9 @@ class Shapes(Data):
             if wanted in ("all", "unseen" if (color, shape) in HELD_OUT_PAIRS else "seen")
         ]
         count = self.count if name == "train" else self.held_out
-        return ShapesSplit(size=self.size, seed=self.seed, name=name, count=count, pairs=pairs)
+        return ShapesSplit(
+            size=self.size, seed=self.seed, name=name, count=count, pairs=pairs, full=self.full
+        )
 
     def attributes(self, text: str) -> dict[str, str]:
         """The words of a caption by "color", "shape", "background", "size" and "position".

@@ -104,8 +104,10 @@ class ShapesSplit(Split):
         name: Literal["train", "test"],
         count: int,
         pairs: Sequence[tuple[str, str]],
+        full: float,
     ) -> None:
         self._size = size
+        self._full = full
         self._pairs = pairs
         draw = Draw(seed=seed, stream=f"shapes/{name}", examples=torch.arange(count))
         self._scenes = draw.bits("scene", 7).numpy().astype(np.uint32)
@@ -147,7 +149,7 @@ class ShapesSplit(Split):
         style, *chances = (word / 2**32 for word in self._captions[index].tolist())
         if style < 0.05:
             return scene.color if chances[0] < 0.5 else scene.shape
-        if style < 0.5:
+        if style < 0.05 + self._full:
             return scene.caption(frozenset(_NAMED))
         shares = zip(_NAMED.items(), chances, strict=True)
         return scene.caption(frozenset(key for (key, share), u in shares if u < share))
