@@ -161,14 +161,17 @@ def test_a_picture_that_cannot_be_read_stops_with_its_name(call, tmp_path):
     for i in range(8):
         Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / "pictures" / f"{i}.png")
         (tmp_path / "pictures" / f"{i}.txt").write_text("a red thing")
-    (tmp_path / "pictures" / "3.png").write_text("<html>")
+    (tmp_path / "pictures" / "1.png").write_text("<html>")
     (tmp_path / "registry.yaml").write_text(SMALL)
-    code, _, err = call(
-        "train", "small", "--set", "data={use: image_folder, folder: pictures, size: 16}"
-    )
-    assert code == 2
-    assert err.startswith("error: pictures/3.png: ")
-    assert len(err.splitlines()) == 1
+    data = "data={use: image_folder, folder: pictures, size: 16, held_out: 0.2}"
+    code, _, err = call("train", "small", "--set", data)
+    assert (code, err) == (2, "error: pictures/1.png: is not a PNG, JPEG, WebP, BMP or GIF picture; "
+                           "repair or remove it, or set on_bad_example: skip\n")  # fmt: skip
+    code, _, err = call("train", "small", "--set", data[:-1] + ", on_bad_example: skip}")
+    assert (code, err) == (2, "error: metric.shape_attributes: data 'image_folder' has no palette, "
+                           "backgrounds and attributes to compare with; use data: shapes, or leave "
+                           "this metric out\n")  # fmt: skip
+    assert not (tmp_path / "runs").exists()
 
 
 def test_debug_shows_the_traceback(tmp_path, monkeypatch):

@@ -32,8 +32,7 @@ def command(
     for _ in train(settings, out, device=device, watchers=context.obj.catalogue.plugins):
         pass
     typer.echo(summary(Run.open(out), time.monotonic() - began))
-    caption = settings.data.split("test").caption(0)
-    typer.echo(f'Try: {sys.argv[0]} sample {out} "{caption}"')
+    typer.echo(f'Try: {sys.argv[0]} sample {out} "A PROMPT"')
 
 
 def summary(run: Any, seconds: float) -> str:
