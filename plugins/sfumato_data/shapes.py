@@ -81,8 +81,8 @@ class Shapes(Data):
     positions, equally likely too, with jitter in size and position.
 
     Of the captions a share, `full`, names all five attributes, and 5 % are one bare word, a colour
-    or a shape; the others name colour and shape with probability 3/4 each ("shape" stands for an unnamed one),
-    and size, position and background with 1/2 each.
+    or a shape; the others name colour and shape with probability 3/4 each ("shape" stands for an
+    unnamed one), and size, position and background with 1/2 each.
 
     References:
         CLEVR: A Diagnostic Dataset for Compositional Language and Elementary Visual Reasoning,
