@@ -19,13 +19,14 @@ import attrs
 import pluggy
 
 from sfumato import hookspecs
-from sfumato.document import Node
 from sfumato.errors import PluginError, suggestion
 from sfumato.interfaces import Component
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
+
+    from sfumato.document import Node
 
 API = 1
 """The plugin API that this version of sfumato speaks; a plugin states the one it was built for."""
@@ -77,11 +78,13 @@ class Catalogue:
             ConfigError: there is none, or two distributions offer it; `at` says where it was asked
                 for.
         """
-        at = at or Node(None, "", (kind,))
         offers = [o for o in self.offers if o.component.kind == kind]
         found = [o for o in offers if name in (o.component.name, o.qualified)]
         if len(found) == 1:
             return found[0].component
+        from sfumato.document import Node  # brings yaml, which listing can do without
+
+        at = at or Node(None, "", (kind,))
         if found:
             ways = " or ".join(repr(offer.qualified) for offer in found)
             raise at.error(f"two plugins offer the {kind} {name!r}", f"write {ways}")
