@@ -51,7 +51,8 @@ def test_every_caption_fits_the_text_encoder(registry, run):
     pipeline = Pipeline.load(folder, registry=registry)
     for name in ("train", "test"):
         split = pipeline.settings.data.split(name)
-        pipeline.encode([split.caption(i) for i in range(len(split))])
+        encoded = pipeline.encode([split.caption(i) for i in range(len(split))])  # raises if not
+        assert len(encoded) == len(split)
 
 
 def test_the_same_pictures_from_a_folder_train_to_the_same_losses(registry, run, tmp_path):

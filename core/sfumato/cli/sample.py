@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from sfumato.cli.session import Overrides
+
 
 def command(
     context: typer.Context,
@@ -16,9 +18,7 @@ def command(
     negative: Annotated[
         list[str] | None, typer.Option(help="What not to draw; may be repeated, for every prompt.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="PATH=VALUE; may be repeated.")
-    ] = None,
+    overrides: Overrides = None,
     steps: Annotated[int | None, typer.Option(min=1, help="By default the run's.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
     count: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 4,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import attrs
+import typer
 
 if TYPE_CHECKING:
     from sfumato.plugins import Catalogue
     from sfumato.registry import Registry
+
+
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="PATH=VALUE; may be repeated.")]
 
 
 @attrs.frozen

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sfumato.cli.session import Overrides
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -15,9 +17,7 @@ if TYPE_CHECKING:
 def command(
     context: typer.Context,
     experiment: Annotated[str, typer.Argument(help="Its name in the registry.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="PATH=VALUE; may be repeated.")
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Show the resolved settings of an experiment, and where each value came from."""
     from sfumato import settings

@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
+from sfumato.cli.session import Overrides
+
 
 def command(
     context: typer.Context,
     experiment: Annotated[str, typer.Argument(help="Its name in the registry.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="PATH=VALUE; may be repeated.")
-    ] = None,
+    overrides: Overrides = None,
     out: Annotated[
         Path | None,
         typer.Option(help="The run folder; by default runs/NAME, or the next that is free."),
