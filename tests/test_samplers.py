@@ -314,8 +314,8 @@ def test_clipping_x0_moves_eps_so_that_x_t_stays():
     (alpha, alpha_s), (sigma, sigma_s) = (v[:2] for v in schedule.alpha_sigma(times))
     x = normal(0)().double()
     denoise = epsilon_denoiser(schedule, lambda x, t: 0.5 * x)
-    step = next(DDIM(clip_x0=0.8).run(denoise, schedule, x, times, no_noise))
-    x0 = denoise(x, times[0]).x0.clamp(-0.8, 0.8)
+    step = next(DDIM(clip_x0=1.0).run(denoise, schedule, x, times, no_noise))
+    x0 = denoise(x, times[0]).x0.clamp(-1, 1)
     torch.testing.assert_close(step.x0, x0)
     torch.testing.assert_close(step.x, alpha_s * x0 + sigma_s * (x - alpha * x0) / sigma)
 
@@ -347,7 +347,7 @@ def test_steps_say_where_they_are():
     ("make", "words"),
     [
         (lambda: DDIM(eta=1.5), "'eta' must be <= 1.0: 1.5"),
-        (lambda: DDPM(clip_x0=0.0), "'clip_x0' must be > 0.0: 0.0"),
+        (lambda: DDPM(clip_x0=0.5), "'clip_x0' must be >= 1.0: 0.5"),
     ],
 )
 def test_options_out_of_bounds(make, words):

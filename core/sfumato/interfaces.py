@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import attrs
 
@@ -65,6 +65,18 @@ class Component(ABC):
 
     kind: ClassVar[str]
     name: ClassVar[str]
+
+    @classmethod
+    def example(cls, folder: Path) -> Self:
+        """A small and complete instance: what the conformance kit starts from, so quick to build.
+
+        By default that with no option set. A component with required options, or one that is large
+        by default, overrides it.
+
+        Args:
+            folder: an empty one, into which it may write what the component reads.
+        """
+        return cls()
 
 
 class NoiseSchedule(Component):
@@ -226,6 +238,11 @@ class Guidance(Component):
     kind = "guidance"
 
     @property
+    def linear(self) -> bool:
+        """Whether it is linear in the predictions: guiding x0, eps, v or flow is then the same."""
+        return False
+
+    @property
     def uses_negatives(self) -> bool:
         """Whether negative prompts reach it; where they do not, giving one is an error."""
         return False
@@ -268,6 +285,14 @@ class Sampler(Component):
     """The reverse process. It does not know that guidance exists."""
 
     kind = "sampler"
+
+    @property
+    def order(self) -> int | None:
+        """p, where the error of n steps falls like n^-p given an exact denoiser.
+
+        None claims nothing, as of a sampler that draws noise.
+        """
+        return None
 
     @abstractmethod
     def run(

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+import sys
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 import attrs
 
+from sfumato.errors import ConfigError
 from sfumato.interfaces import NoiseSchedule
 
 if TYPE_CHECKING:
@@ -26,7 +28,22 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True)
 class TableSchedule(NoiseSchedule):
-    """A schedule given by betas: a subclass says `betas`, all else follows."""
+    """A schedule given by betas: a subclass says `betas`, all else follows.
+
+    Raises:
+        ConfigError: the betas leave no signal, or one of them adds no noise.
+    """
+
+    def __attrs_post_init__(self) -> None:
+        entries = itertools.pairwise((1.0, *self.alpha_bars))
+        for index, (before, after) in enumerate(entries, start=1):
+            if not sys.float_info.min < after < before:
+                problem = "no noise is added" if after >= before else "no signal is left"
+                raise ConfigError(
+                    f"{problem} at step {index} of {self.points} (alpha_bar {after:g})",
+                    place=f"noise_schedule {self.name}",
+                    remedy="every beta must lie in (0, 1), and their product of 1 - beta above 0",
+                )
 
     @abstractmethod
     def betas(self) -> Sequence[float]:

@@ -27,6 +27,11 @@ _NULL = Branch(text="null")
 class LinearGuidance(Guidance):
     """eps_u + sum_i s_i (eps_i - eps_u); a subclass says s_i."""
 
+    @property
+    def linear(self) -> bool:
+        """By construction."""
+        return True
+
     @abstractmethod
     def pulls(self, step: GuidanceStep) -> Mapping[Branch, float]:
         """s_i of every branch but the null one."""

@@ -55,6 +55,11 @@ class DDIM(RenoisingSampler):
     name = "ddim"
     eta: float = option(0.0, "0 is deterministic, 1 is ddpm with small variance", ge(0.0), le(1.0))
 
+    @property
+    def order(self) -> int | None:
+        """1, of an Euler step in sigma / alpha; none once noise is drawn."""
+        return 1 if self.eta == 0 else None
+
     def levels(self, interval: Interval) -> tuple[float, float]:
         """Equations 12 and 16 of the paper."""
         share = self.eta**2 * interval.renewed

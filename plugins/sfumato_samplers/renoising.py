@@ -23,7 +23,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import attrs
-from attrs.validators import gt, optional
+from attrs.validators import ge, optional
 
 from sfumato import Denoise, Guided, NoiseSchedule, Sampler, SampleStep, option
 
@@ -50,7 +50,7 @@ class RenoisingSampler(Sampler):
     clip_x0: float | None = option(
         None,
         "bound on the values of each x0 estimate, for pixels 1; none by default",
-        optional(gt(0.0)),
+        optional(ge(1.0)),
     )
 
     @abstractmethod
