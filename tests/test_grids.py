@@ -151,11 +151,20 @@ def test_steps_that_leave_the_table():
     )
 
 
-@pytest.mark.parametrize(("grid", "steps"), [(Leading, 50), (Trailing, 1000), (Linspace, 1000)])
+def test_leading_cannot_end_on_the_entry_that_it_visits():
+    with pytest.raises(ConfigError) as error:
+        Leading(final="first")
+    assert str(error.value) == (
+        "time_grid leading: it visits the first entry already and cannot end on it; "
+        "use offset: 1, or final: clean"
+    )
+
+
+@pytest.mark.parametrize(("grid", "steps"), [(Trailing, 1000), (Linspace, 1000)])
 def test_a_step_that_would_stand_still(grid, steps):
     with pytest.raises(ConfigError) as error:
         grid(final="first").times(steps, SCHEDULE)
     assert str(error.value) == (
         f"time_grid.{grid.name}: {steps} steps that end on the first entry visit an entry twice; "
-        "use final: clean, offset: 1 or fewer steps"
+        "use final: clean or fewer steps"
     )

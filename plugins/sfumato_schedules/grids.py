@@ -67,7 +67,7 @@ class IndexGrid(TimeGrid):
             raise ConfigError(
                 f"{steps} steps that end on the first entry visit an entry twice",
                 place=place,
-                remedy="use final: clean, offset: 1 or fewer steps",
+                remedy="use final: clean or fewer steps",
             )
         return torch.tensor(entries, dtype=torch.float64) / points
 
@@ -83,6 +83,14 @@ class Leading(IndexGrid):
 
     name = "leading"
     offset: int = option(0, "added to each index; Stable Diffusion uses 1", ge(0), le(1))
+
+    def __attrs_post_init__(self) -> None:
+        if self.final == "first" and self.offset == 0:
+            raise ConfigError(
+                "it visits the first entry already and cannot end on it",
+                place="time_grid leading",
+                remedy="use offset: 1, or final: clean",
+            )
 
     def indices(self, steps: int, points: int) -> list[int]:
         """At T = 1000 and N = 50: 980, 960 ... 0."""

@@ -30,7 +30,15 @@ if TYPE_CHECKING:
 DRAWS = 10
 """Option sets that are drawn beside the example."""
 
-_MODULES = ("noise_schedules",)
+_MODULES = (
+    "noise_schedules",
+    "time_grids",
+    "time_samplers",
+    "losses",
+    "loss_weights",
+    "guidances",
+    "samplers",
+)
 """The modules that hold laws."""
 
 
