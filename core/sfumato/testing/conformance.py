@@ -99,13 +99,6 @@ def check(component: type[Component] | Component, *, draws: int = DRAWS) -> Repo
             smallest change of options that breaks it.
         ConfigError: Hypothesis is missing, or the kind has no laws.
     """
-    try:
-        import hypothesis
-    except ImportError as error:
-        remedy = "pip install 'sfumato[testing]'"
-        raise ConfigError("the conformance kit needs Hypothesis", remedy=remedy) from error
-    from sfumato.testing import options
-
     with tempfile.TemporaryDirectory() as folder:
         base = component.example(Path(folder)) if isinstance(component, type) else component
         found = laws(base.kind)
@@ -113,26 +106,38 @@ def check(component: type[Component] | Component, *, draws: int = DRAWS) -> Repo
             raise ConfigError(f"there are no laws for the kind {base.kind!r}")
         if failures := [failure for law in found if (failure := _failure(law, base))]:
             raise LawsBroken(failures)
-        tried = 0
+        drawn = _check_around(base, found, draws) if draws else 0
+    return Report(tuple(law.name for law in found), 1 + drawn)
 
-        @hypothesis.settings(
-            max_examples=draws,
-            database=None,
-            deadline=None,
-            derandomize=True,
-            suppress_health_check=list(hypothesis.HealthCheck),
-        )
-        @hypothesis.given(options.instances(base))
-        def keeps_the_laws(instance: Component) -> None:
-            nonlocal tried
-            tried += 1
-            for law in found:
-                if failure := _failure(law, instance):
-                    raise LawsBroken([failure])
 
-        if draws:
-            keeps_the_laws()
-    return Report(tuple(law.name for law in found), 1 + tried)
+def _check_around(base: Component, laws: list[Law], draws: int) -> int:
+    """Holds option sets drawn around `base` to the laws; returns how many there were."""
+    try:
+        import hypothesis
+    except ImportError as error:
+        remedy = "pip install 'sfumato[testing]'"
+        raise ConfigError("the conformance kit needs Hypothesis", remedy=remedy) from error
+    from sfumato.testing import options
+
+    drawn = 0
+
+    @hypothesis.settings(
+        max_examples=draws,
+        database=None,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(options.instances(base))
+    def keeps_the_laws(instance: Component) -> None:
+        nonlocal drawn
+        drawn += 1
+        for law in laws:
+            if failure := _failure(law, instance):
+                raise LawsBroken([failure])
+
+    keeps_the_laws()
+    return drawn
 
 
 def _failure(law: Law, component: Component) -> Failure | None:

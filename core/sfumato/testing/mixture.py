@@ -130,13 +130,13 @@ def point(value: float) -> Mixture:
 
 
 def clusters() -> Mixture:
-    """Three clusters of pictures (1, 2, 2); text 0 is all of them, text 1 prefers the first."""
+    """Three clusters of pictures (1, 2, 2) well inside [-1, 1]; text 1 prefers the first."""
     means = torch.tensor(
-        [[0.5, 0.2, -0.3, 0.4], [-0.6, 0.3, 0.1, -0.2], [0.0, -0.5, 0.6, 0.1]], dtype=torch.float64
+        [[0.3, 0.1, -0.2, 0.2], [-0.3, 0.2, 0.1, -0.1], [0.0, -0.3, 0.3, 0.1]], dtype=torch.float64
     )
     return Mixture(
         means=means.reshape(3, 1, 2, 2),
-        deviations=torch.tensor([0.2, 0.3, 0.25], dtype=torch.float64),
+        deviations=torch.tensor([0.08, 0.12, 0.1], dtype=torch.float64),
         weights=torch.tensor([[0.3, 0.4, 0.3], [0.9, 0.05, 0.05]], dtype=torch.float64),
     )
 

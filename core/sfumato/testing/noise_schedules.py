@@ -112,7 +112,6 @@ def batch_independent(schedule: NoiseSchedule) -> None:
     """What holds at one time does not depend on the times beside it."""
     t = _times(schedule)
     together = torch.stack(schedule.alpha_sigma(t))
-    backwards = torch.stack(schedule.alpha_sigma(t.flip(0)))
-    expect_close(backwards.flip(1), together, "alpha and sigma in another order", 1e-15)
-    alone = torch.stack([torch.stack(schedule.alpha_sigma(one)) for one in t[:3]], dim=1)
-    expect_close(alone, together[:, :3], "alpha and sigma of a time alone", 1e-15)
+    for rows, of in ((slice(None, None, 2), "every other time"), (slice(1), "a time alone")):
+        fewer = torch.stack(schedule.alpha_sigma(t[rows].flip(0))).flip(1)
+        expect_close(fewer, together[:, rows], f"alpha and sigma of {of}", 1e-15)
