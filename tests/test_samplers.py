@@ -82,15 +82,20 @@ def assert_equal(a, b, tolerance):
 
 
 def assert_same_steps(pairs, exact):
-    """Within 1e-5 as diffusers is, within 1e-6 once its table is float64 like ours, x0 then too."""
+    """Within 1e-5 as diffusers is, within 1e-6 once its table is float64 like ours, x0 then too.
+
+    As it is, diffusers' float32 `1 - ab_t / ab_prev` errs by up to 2e-5 in the step from index 10 to 0.
+    """
+    pairs = list(pairs)
     for ours, theirs in pairs:
-        assert_equal(ours.x, theirs.prev_sample, 1e-6 if exact else 1e-5)
+        cancels = len(pairs) == 100 and ours.index == 98
+        assert_equal(ours.x, theirs.prev_sample, 1e-6 if exact else 2e-5 if cancels else 1e-5)
         if exact:
             assert_equal(ours.x0, theirs.pred_original_sample, 1e-6)
 
 
 def give_float64_table(scheduler, schedule):
-    """diffusers' float32 `1 - ab_t / ab_prev` errs by up to 1.5e-5 of a step at 100 steps."""
+    """Takes the rounding of its float32 table out of the comparison."""
     betas = torch.tensor(schedule.betas(), dtype=torch.float64)
     scheduler.alphas_cumprod = torch.cumprod(1 - betas, 0)
     if not getattr(scheduler.config, "set_alpha_to_one", True):
@@ -99,8 +104,8 @@ def give_float64_table(scheduler, schedule):
 
 beside_diffusers = pytest.mark.parametrize(
     ("steps", "exact"),
-    [(10, False), (50, False), (10, True), (100, True)],
-    ids=["10", "50", "10-float64", "100-float64"],
+    [(10, False), (50, False), (100, False), (10, True), (100, True)],
+    ids=["10", "50", "100", "10-float64", "100-float64"],
 )
 
 
