@@ -1,32 +1,28 @@
 """registry.yaml: named components, pipelines and experiments, and what overrides make of them.
 
 An experiment is resolved in layers, later wins: registry entry, pipeline, `from`, its own body,
-`set`, `--set` (defaults of the classes fill what is left). Everything happens on trees of nodes, so
-each value keeps the place it came from, for errors and for `sfumato show`. Where a component is
-expected,
-
-    a name          is an entry of the file or, where there is none, a registered component
-    {use: ...}      is that registered component with exactly these options
-    other mappings  change options of the component that stands there
-    a list          replaces the list that stands there.
+`set`, `--set` (defaults of the classes fill what is left). How one layer lies over another is told
+in `layers`.
 """
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from sfumato import document, plugins, settings
 from sfumato.document import Node
-from sfumato.errors import ConfigError, SfumatoError, nearest, suggestion
-from sfumato.experiment import Experiment, PipelineSettings, Stage
+from sfumato.errors import ConfigError, SfumatoError, suggestion
+from sfumato.experiment import Experiment, PipelineSettings
 from sfumato.interfaces import Component
+from sfumato.layers import Layers
 from sfumato.plugins import Catalogue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 PACKAGED = Path(__file__).with_name("registry.yaml")
 VERSION = 1
@@ -62,6 +58,10 @@ class Registry:
     entries: dict[tuple[str, str], Node]
     pipelines: dict[str, Node]
     experiments: dict[str, Node]
+
+    @functools.cached_property
+    def _layers(self) -> Layers:
+        return Layers(self.catalogue, self.entries)
 
     @classmethod
     def load(
@@ -130,14 +130,10 @@ class Registry:
 
     def _component(self, kind: str, entry: Node) -> None:
         if not isinstance(entry.value, dict) or "use" not in entry.value:
-            raise self._not_an_entry(kind, entry)
+            raise self._layers.not_an_entry(kind, entry)
         used = entry.value["use"]
         found = self.catalogue.find(kind, str(used.value), used)
-        settings.structure(self._expand(entry, found), found, self.catalogue)
-
-    def _not_an_entry(self, kind: str, entry: Node) -> ConfigError:
-        known = ", ".join(self.catalogue.names(kind))
-        return entry.error("expected {use: NAME, ...}", f"known: {known}")
+        settings.structure(self._layers.expand(entry, found), found, self.catalogue)
 
     def pipeline(self, name: str) -> PipelineSettings:
         """The components of a pipeline.
@@ -171,7 +167,7 @@ class Registry:
     def override(self, tree: Node, overrides: Sequence[str]) -> Node:
         """A resolved tree after `--set`: swaps (the shorter paths) first, then options."""
         for text in sorted(overrides, key=_rank):
-            tree = self._merge(tree, _override(text), Experiment)
+            tree = self._layers.merge(tree, _override(text), Experiment)
         return tree
 
     def _experiment_tree(self, name: str) -> Node:
@@ -182,9 +178,9 @@ class Registry:
         tree = attrs.evolve(bodies[-1][0], value=slots)
         for written, body in bodies:
             own = {key: body[key] for key in BODY if key in body}
-            tree = self._merge(tree, attrs.evolve(written, value=own), Experiment)
+            tree = self._layers.merge(tree, attrs.evolve(written, value=own), Experiment)
             if "set" in body:
-                tree = self._merge(tree, body["set"], Experiment)
+                tree = self._layers.merge(tree, body["set"], Experiment)
         return tree
 
     def _ancestry(self, named: Node) -> list[tuple[Node, dict[str, Node]]]:
@@ -234,119 +230,7 @@ class Registry:
                 errors.append(child.error("expected a name or {use: NAME, ...}"))
         if errors:
             raise ConfigError.joined(errors)
-        return self._expand(written, PipelineSettings)
-
-    def _expand(self, node: Node, hint: Any, inside: tuple[str, ...] = ()) -> Node:
-        """Names of components become `{use: ...}` mappings, down to the last option.
-
-        `inside` holds the entries that are being expanded: none may hold itself.
-        """
-        hint = settings.bare(hint)
-        if settings.is_component(hint) and isinstance(node.value, str):
-            name = f"{hint.kind}.{node.value}"
-            entry = self.entries.get((hint.kind, node.value))
-            if entry is None:
-                return attrs.evolve(node, value={"use": node})
-            if name in inside:
-                raise entry.error("the entry holds itself")
-            if not (isinstance(entry.value, dict) and "use" in entry.value):
-                raise self._not_an_entry(hint.kind, entry)
-            return self._expand(entry, hint, (*inside, name))
-        if isinstance(node.value, list) and get_origin(hint) is tuple:
-            item = get_args(hint)[0]
-            children = [self._expand(child, item, inside) for child in node.value]
-            return attrs.evolve(node, value=children)
-        if isinstance(node.value, dict):
-            node = self._stage(node, hint, None)
-            hint_of = self._hints(node, hint)
-            value = {k: self._expand(n, hint_of(k), inside) for k, n in node.value.items()}
-            return attrs.evolve(node, value=value)
-        return node
-
-    def _merge(self, base: Node | None, change: Node, hint: Any) -> Node:
-        """`base` with `change` laid over it."""
-        hint = settings.bare(hint)
-        if isinstance(change.value, dict) and base is not None and isinstance(base.value, list):
-            return self._merge_items(base, change, hint)
-        if not isinstance(change.value, dict) or "use" in change.value:
-            return self._expand(change, hint)
-        if base is None or not isinstance(base.value, dict):
-            base = attrs.evolve(change, value={})
-        change = self._stage(change, hint, base)
-        hint_of, merged = self._hints(base, hint), dict(base.value)
-        for key, child in change.value.items():
-            before = base.value.get(key) or self._default(base, hint, key)
-            merged[key] = self._merge(before, child, hint_of(key))
-        return attrs.evolve(base, value=merged)
-
-    def _merge_items(self, base: Node, change: Node, hint: Any) -> Node:
-        items = list(base.value)
-        item = get_args(hint)[0] if get_args(hint) else None
-        for key, child in change.value.items():
-            if not key.isdecimal() or int(key) >= len(items):
-                raise child.error(f"expected an index below {len(items)}")
-            items[int(key)] = self._merge(items[int(key)], child, item)
-        return attrs.evolve(base, value=items)
-
-    def _default(self, node: Node, hint: Any, key: str) -> Node | None:
-        """What an option is where nothing says so, for a change that reaches inside it."""
-        field = self._fields(node, hint).get(key)
-        default: Any = attrs.NOTHING if field is None else field.default
-        if hasattr(default, "factory"):
-            default = default.factory()
-        if default is attrs.NOTHING:
-            return None
-        return document.node(settings.plain(default), "default")
-
-    def _hints(self, node: Node, hint: Any) -> Callable[[str], Any]:
-        """The type of each key of a mapping, or None; in a component `use` decides."""
-        if get_origin(hint) is dict:
-            item = get_args(hint)[1]
-            return lambda key: item
-        known = self._fields(node, hint)
-        return lambda key: known[key].type if key in known else None
-
-    def _fields(self, node: Node, hint: Any) -> dict[str, attrs.Attribute[Any]]:
-        """The fields that a mapping may fill."""
-        if settings.is_component(hint):
-            return self._options(node.value, hint)
-        return settings.fields(hint) if isinstance(hint, type) and attrs.has(hint) else {}
-
-    def _options(self, value: dict[str, Node], interface: Any) -> dict[str, attrs.Attribute[Any]]:
-        """The fields of the component that `use` names; structuring says where it names none."""
-        used = value.get("use")
-        if used is None or not isinstance(used.value, str):
-            return {}
-        try:
-            return settings.fields(self.catalogue.find(interface.kind, used.value, used))
-        except ConfigError:
-            return {}
-
-    def _stage(self, node: Node, hint: Any, base: Node | None) -> Node:
-        """In a stage, options of the objective stand beside those of the loop: moves them in."""
-        if hint is not Stage:
-            return node
-        loop = settings.fields(Stage)
-        objective = loop["objective"].type
-        inner: dict[str, Node] = {}
-        if "objective" in node.value:
-            chosen = self._expand(node.value["objective"], objective)
-            if not isinstance(chosen.value, dict):
-                return node  # structuring says what is wrong with it
-            inner = chosen.value
-        before = base.value.get("objective") if base is not None else None
-        named = {**(before.value if before is not None else {}), **inner}
-        inside = self._options(named, objective)
-        known = [*loop, *inside]
-        moved = {
-            key: child
-            for key, child in node.value.items()
-            if key not in loop and nearest(key, known) in inside
-        }
-        stays = {k: n for k, n in node.value.items() if k not in moved and k != "objective"}
-        if inner or moved:
-            stays["objective"] = attrs.evolve(node, value={**inner, **moved})
-        return attrs.evolve(node, value=stays)
+        return self._layers.expand(written, PipelineSettings)
 
 
 def _mapping(node: Node, errors: list[SfumatoError]) -> dict[str, Node]:
