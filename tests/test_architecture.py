@@ -11,8 +11,9 @@ from small import ROOT
 
 ORDER = (
     "errors", "records", "prediction", "randomness", "modules", "interfaces", "tables", "hookspecs",
-    "document", "plugins", "settings", "experiment", "layers", "registry", "compatibility", "checkpoint", "runs",
-    "engine", "sampling", "pictures", "pipeline", "evaluation", "training", "cli", "testing",
+    "watchers", "admission", "document", "plugins", "settings", "lock", "experiment", "layers",
+    "registry", "compatibility", "checkpoint", "runs", "engine", "sampling", "pictures", "pipeline",
+    "evaluation", "training", "cli", "testing",
 )  # fmt: skip
 CORE = sorted((ROOT / "core" / "sfumato").rglob("*.py"))
 PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))

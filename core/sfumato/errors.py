@@ -50,6 +50,13 @@ class DataError(SfumatoError):
     exit_code = 2
 
 
+def cause(error: BaseException) -> str:
+    """An error in one line: the text of one of ours, else its type and the first line it says."""
+    if isinstance(error, SfumatoError):
+        return str(error)
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that an unknown one was probably meant to be."""
     return next(iter(difflib.get_close_matches(word, sorted(known), n=1)), None)

@@ -4,9 +4,12 @@ register.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import pluggy
+
+from sfumato.errors import PluginError, suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,3 +49,27 @@ def sfumato_on_train_end(end: TrainEnd) -> None:
 @hookspec
 def sfumato_on_sample_step(step: SampleStep) -> None:
     """A sampler has finished a step."""
+
+
+def manager_of(plugin: object) -> pluggy.PluginManager:
+    """A manager that holds this plugin alone, so that no plugin can break another's hooks.
+
+    Raises:
+        PluginError: it implements no hook, one that does not exist, or one with other arguments.
+    """
+    manager = pluggy.PluginManager("sfumato")
+    manager.add_hookspecs(sys.modules[__name__])
+    known = list(vars(manager.hook))
+    try:
+        manager.register(plugin)
+    except pluggy.PluginValidationError as error:
+        raise PluginError(", ".join(str(error).splitlines()[1:])) from error
+    callers = manager.get_hookcallers(plugin)
+    if not callers:
+        raise PluginError("implements no hook", remedy="mark each with @hookimpl")
+    for caller in callers:
+        optional = all(implementation.optionalhook for implementation in caller.get_hookimpls())
+        if not (caller.has_spec() or optional):
+            remedy = suggestion(caller.name, known)
+            raise PluginError(f"there is no hook {caller.name!r}", remedy=remedy)
+    return manager

@@ -99,7 +99,7 @@ class Layers:
             default = default.factory()
         if default is attrs.NOTHING:
             return None
-        return document.node(settings.plain(default), "default")
+        return document.node(settings.plain(default, self.catalogue), "default")
 
     def _hints(self, node: Node, hint: Any) -> Callable[[str], Any]:
         """The type of each key of a mapping, or None; in a component `use` decides."""

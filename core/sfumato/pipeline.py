@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from sfumato import checkpoint, compatibility, randomness
 from sfumato.errors import CheckpointError, ConfigError
-from sfumato.plugins import Watchers
 from sfumato.randomness import Draw
 from sfumato.records import SampleStep, Space, TextEmbedding
 from sfumato.registry import Registry
 from sfumato.runs import Run
 from sfumato.sampling import GuidedDenoiser, Texts, reverse, times_of
+from sfumato.watchers import Watchers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,7 +58,7 @@ class Pipeline:
             watchers: told of each step of sampling.
         """
         self.settings = settings
-        self.watchers = watchers or Watchers([])
+        self.watchers = watchers or Watchers()
         self.trained: frozenset[str] | None = None
         with _seeded(seed, "autoencoder"):
             self.autoencoder = settings.autoencoder.build()
@@ -112,7 +112,7 @@ class Pipeline:
         compatibility.check_same_schedule(trained, settings)
         path = folder.newest_checkpoint()
         states, files, manifest = checkpoint.read(path)
-        pipeline = cls(settings, files, watchers=Watchers(registry.catalogue.plugins))
+        pipeline = cls(settings, files, watchers=registry.catalogue.watchers())
         pipeline.trained = frozenset(manifest["trained"])
         for slot, module in pipeline.modules().items():
             if slot in states:

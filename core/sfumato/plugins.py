@@ -1,26 +1,33 @@
 """Who offers what: plugins are discovered, isolated and listed in a catalogue.
 
-Entry points of the group `sfumato` are listed without importing; each is then imported, checked and
-asked for its components on its own, so that a broken plugin is left out whole, named with its
-cause, and touches no other. There is no global: every call of `load` makes a new catalogue.
+Entry points of the group `sfumato` are listed without importing; each is then imported and admitted
+on its own, so that a broken plugin is left out whole, named with its cause, and touches no other.
+There is no global: every call of `load` makes a new catalogue. The environment has a say:
+
+    SFUMATO_DISABLE_PLUGINS=dist[,dist]  leaves these distributions out, without importing them
+    SFUMATO_TRACE_PLUGINS=1              shows what each plugin brings, how long it takes to load,
+                                         and the traceback of one that breaks
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
-import inspect
+import os
+import re
 import sys
+import time
+import traceback
 import warnings
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
-import pluggy
 
-from sfumato import hookspecs
-from sfumato.errors import PluginError, suggestion
+from sfumato.admission import Origin, Plugin, admit
+from sfumato.errors import PluginError, cause, suggestion
 from sfumato.interfaces import Component
+from sfumato.watchers import Watchers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -28,17 +35,46 @@ if TYPE_CHECKING:
 
     from sfumato.document import Node
 
-API = 1
-"""The plugin API that this version of sfumato speaks; a plugin states the one it was built for."""
+OURS = "sfumato"
+"""The distribution whose components keep their plain names in the settings of a run."""
+
+DISABLE, TRACE = "SFUMATO_DISABLE_PLUGINS", "SFUMATO_TRACE_PLUGINS"
+
+
+@attrs.frozen(kw_only=True)
+class Broken:
+    """A plugin that was left out, and why."""
+
+    origin: Origin
+    cause: str
+
+    @property
+    def distribution(self) -> str:
+        """Whose it is."""
+        return self.origin.distribution
+
+    @property
+    def version(self) -> str:
+        """Of the distribution."""
+        return self.origin.version
 
 
 @attrs.frozen(kw_only=True)
 class Offer:
-    """A component class and the distribution that brought it."""
+    """A component class and the plugin that brought it."""
 
     component: type[Component]
-    distribution: str
-    version: str
+    plugin: Plugin
+
+    @property
+    def distribution(self) -> str:
+        """Who brought it."""
+        return self.plugin.origin.distribution
+
+    @property
+    def version(self) -> str:
+        """Of the distribution."""
+        return self.plugin.origin.version
 
     @property
     def qualified(self) -> str:
@@ -46,22 +82,20 @@ class Offer:
         return f"{self.distribution}:{self.component.name}"
 
 
-@attrs.frozen(kw_only=True)
-class Broken:
-    """A plugin that was left out, and why."""
-
-    distribution: str
-    version: str
-    cause: str
-
-
 @attrs.frozen(eq=False)
 class Catalogue:
-    """All components that are installed, all plugins that watch, and what is broken."""
+    """The plugins that work, those that are broken, and those that were disabled."""
 
-    offers: tuple[Offer, ...]
-    broken: tuple[Broken, ...]
-    plugins: tuple[object, ...]
+    plugins: tuple[Plugin, ...]
+    broken: tuple[Broken, ...] = ()
+    disabled: tuple[Origin, ...] = ()
+
+    @functools.cached_property
+    def offers(self) -> tuple[Offer, ...]:
+        """Every component with its plugin."""
+        return tuple(
+            Offer(component=c, plugin=plugin) for plugin in self.plugins for c in plugin.components
+        )
 
     def names(self, kind: str) -> list[str]:
         """The names of the components of a kind, sorted."""
@@ -87,12 +121,46 @@ class Catalogue:
         at = at or Node(None, "", (kind,))
         if found:
             ways = " or ".join(repr(offer.qualified) for offer in found)
-            raise at.error(f"two plugins offer the {kind} {name!r}", f"write {ways}")
-        remedy = suggestion(name, self.names(kind))
+            count = "two" if len(found) == 2 else str(len(found))
+            raise at.error(f"{count} plugins offer the {kind} {name!r}", f"write {ways}")
+        remedy = suggestion(
+            name, [o.qualified for o in offers] if ":" in name else self.names(kind)
+        )
+        raise at.error(f"no {kind} is named {name!r}", remedy + self._left_out())
+
+    def _left_out(self) -> str:
+        """Whose components are missing, since one of them may have been meant."""
+        parts = []
         if self.broken:
-            left_out = ", ".join(f"{b.distribution} {b.version} ({b.cause})" for b in self.broken)
-            remedy += f" (left out as broken: {left_out})"
-        raise at.error(f"no {kind} is named {name!r}", remedy)
+            listed = ", ".join(f"{b.origin} ({b.cause})" for b in self.broken)
+            parts.append(f" (left out as broken: {listed})")
+        if self.disabled:
+            listed = ", ".join(map(str, self.disabled))
+            parts.append(f" (disabled: {listed}; to enable, take the name out of {DISABLE})")
+        return "".join(parts)
+
+    def use(self, component: type[Component]) -> str:
+        """What `use` has to say so that `find` gives this class again, also after more has been
+        installed: `distribution:name`, but the plain name for what comes with sfumato or from a
+        file, as long as no other plugin offers it.
+        """
+        alike = [
+            offer
+            for offer in self.offers
+            if (offer.component.kind, offer.component.name) == (component.kind, component.name)
+        ]
+        own = next((offer for offer in alike if offer.component is component), None)
+        if own is None:
+            return component.name
+        plain = own.distribution == OURS or not own.plugin.origin.entry_point
+        return component.name if plain and len(alike) == 1 else own.qualified
+
+    def watchers(self) -> Watchers:
+        """The plugins, ready to be told what happens in a run."""
+        watchers = Watchers()
+        for plugin in self.plugins:
+            watchers.add(f"plugin {plugin.origin}", functools.partial(getattr, plugin, "module"))
+        return watchers
 
 
 def load(
@@ -109,80 +177,89 @@ def load(
     Raises:
         PluginError: one of `files` cannot be loaded.
     """
-    offers: list[Offer] = []
-    broken: list[Broken] = []
-    plugins: list[object] = []
     if entry_points is None:
         entry_points = importlib.metadata.entry_points(group="sfumato")
-    for entry in sorted(entry_points, key=lambda e: (e.dist.name if e.dist else "", e.name)):
-        distribution, version = (entry.dist.name, entry.dist.version) if entry.dist else ("", "")
-        try:
-            plugin, components = _admit(entry.load, api_required=True)
-        except (Exception, SystemExit) as error:
-            cause = f"{entry.value}: {_cause(error)}"
-            broken.append(Broken(distribution=distribution, version=version, cause=cause))
+    found = sorted(((_origin(entry), entry) for entry in entry_points), key=_place)
+    switched_off = _switched_off({origin.distribution for origin, _ in found})
+    plugins: list[Plugin] = []
+    broken: list[Broken] = []
+    disabled: dict[str, Origin] = {}
+    for origin, entry in found:
+        if origin.distribution in switched_off:
+            disabled.setdefault(origin.distribution, origin)
             continue
-        plugins.append(plugin)
-        offers += [
-            Offer(component=c, distribution=distribution, version=version) for c in components
-        ]
-    for file in files:
         try:
-            plugin, components = _admit(partial(_import_file, file), api_required=False)
+            plugins.append(_traced(origin, entry.module, entry.load, plugins))
         except (Exception, SystemExit) as error:
-            raise PluginError(_cause(error), place=str(file)) from error
-        plugins.append(plugin)
-        offers += [Offer(component=c, distribution=file.name, version="") for c in components]
-    return Catalogue(tuple(offers), tuple(broken), tuple(plugins))
+            broken.append(Broken(origin=origin, cause=f"{entry.value}: {cause(error)}"))
+    for file in files:
+        origin = Origin(distribution=file.name, version="", entry_point="")
+        if any(plugin.origin == origin for plugin in plugins):
+            problem = "another plugin file has this name"
+            raise PluginError(problem, place=str(file), remedy="rename one of them")
+        name = f"sfumato_file_{file.stem}"
+        try:
+            get = functools.partial(_import_file, file, name)
+            plugins.append(_traced(origin, name, get, plugins))
+        except (Exception, SystemExit) as error:
+            raise PluginError(cause(error), place=str(file)) from error
+    return Catalogue(tuple(plugins), tuple(broken), tuple(disabled.values()))
 
 
-def _admit(
-    get: Callable[[], object], *, api_required: bool
-) -> tuple[object, list[type[Component]]]:
-    plugin = get()
-    api = getattr(plugin, "SFUMATO_API", None if api_required else API)
-    if api != API:
-        stated = "states no SFUMATO_API" if api is None else f"was built for plugin API {api}"
-        raise PluginError(f"{stated}; this sfumato speaks {API}")
-    manager = _manager(plugin)
-    if not manager.get_hookcallers(plugin):
-        raise PluginError("implements no hook; mark each with @hookimpl")
-    offers = manager.hook.sfumato_components()
-    if not offers and hasattr(plugin, "sfumato_components"):
-        raise PluginError("sfumato_components returned nothing; return a list of classes")
-    components = [component for offered in offers for component in offered]
-    for component in components:
-        _check_component(component)
-    return plugin, components
+def _origin(entry: importlib.metadata.EntryPoint) -> Origin:
+    name, version = (entry.dist.name, entry.dist.version) if entry.dist else ("", "")
+    return Origin(
+        distribution=name or "unknown",  # metadata that was damaged has neither
+        version=version or "unknown",
+        entry_point=f"{entry.name} = {entry.value}",
+    )
 
 
-def _manager(plugin: object) -> pluggy.PluginManager:
-    """A manager of its own for each plugin, so that no plugin can break another's hooks."""
-    manager = pluggy.PluginManager("sfumato")
-    manager.add_hookspecs(hookspecs)
-    manager.register(plugin)
-    manager.check_pending()
-    return manager
+def _place(found: tuple[Origin, object]) -> tuple[str, str]:
+    """Plugins are loaded in the order of their names, so that two machines agree."""
+    return found[0].distribution, found[0].entry_point
 
 
-def _check_component(component: Any) -> None:
-    if not (inspect.isclass(component) and issubclass(component, Component)):
-        raise PluginError(f"sfumato_components returned {component!r}, not a component class")
-    if not (isinstance(getattr(component, "kind", None), str) and "name" in vars(component)):
-        raise PluginError(f"{component.__name__} states no name, or derives from no interface")
-    if inspect.isabstract(component):
-        missing = ", ".join(sorted(component.__abstractmethods__))
-        raise PluginError(f"{component.__name__} does not implement {missing}")
-    if "__attrs_attrs__" not in vars(component):
-        raise PluginError(
-            f"{component.__name__} is not an attrs class (attrs.frozen(kw_only=True))"
-        )
+def _switched_off(installed: set[str]) -> set[str]:
+    """Those of the installed distributions that the environment disables."""
+    known = {_normal(name): name for name in installed}
+    asked = [name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()]
+    for name in asked:
+        if _normal(name) not in known:
+            remedy = suggestion(name, installed)
+            warnings.warn(f"{DISABLE}: {name!r} brings no plugin; {remedy}", stacklevel=3)
+    return {known[_normal(name)] for name in asked if _normal(name) in known}
 
 
-def _import_file(file: Path) -> object:
+def _normal(distribution: str) -> str:
+    """Names are compared as package indexes do: `My_Plugin` is `my-plugin`."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def _traced(
+    origin: Origin, name: str, get: Callable[[], object], earlier: Sequence[Plugin]
+) -> Plugin:
+    """`admit`, which shows on standard error what happens where the environment asks for it."""
+    if os.environ.get(TRACE, "0") in ("", "0"):
+        return admit(origin, name, get, earlier)
+    began = time.perf_counter()
+
+    def show(found: str) -> None:
+        took = f"{1000 * (time.perf_counter() - began):.1f} ms"
+        sys.stderr.write(f"plugin {origin}: {origin.entry_point or name}: {took}: {found}\n")
+
+    try:
+        plugin = admit(origin, name, get, earlier)
+    except (Exception, SystemExit) as error:
+        show(f"left out: {cause(error)}\n{''.join(traceback.format_exception(error))}".rstrip())
+        raise
+    show(", ".join(f"{c.kind} {c.name}" for c in plugin.components) or "no components")
+    return plugin
+
+
+def _import_file(file: Path, name: str) -> object:
     if not file.is_file():
         raise PluginError("there is no such file")
-    name = f"sfumato_file_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise PluginError("is not a Python file")
@@ -190,40 +267,3 @@ def _import_file(file: Path) -> object:
     sys.modules[name] = module  # attrs resolves the types of options through it
     spec.loader.exec_module(module)
     return module
-
-
-def _cause(error: BaseException) -> str:
-    if isinstance(error, PluginError):
-        return str(error)
-    return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-class Watchers:
-    """Plugins and trackers that watch a run. One that fails is switched off; the run goes on."""
-
-    def __init__(self, watchers: Iterable[object] = ()) -> None:
-        """Each watcher is an object or module with hook implementations."""
-        self._managers: dict[str, pluggy.PluginManager] = {}
-        for watcher in watchers:
-            self.add(getattr(watcher, "__name__", type(watcher).__name__), partial(_same, watcher))
-
-    def add(self, name: str, make: Callable[[], object]) -> None:
-        """Adds what `make` makes; a failure is a warning that names it."""
-        try:
-            self._managers[name] = _manager(make())
-        except Exception as error:
-            warnings.warn(f"{name} failed to start and is left out: {_cause(error)}", stacklevel=2)
-
-    def notify(self, hook: str, **record: Any) -> None:
-        """Calls one lifecycle hook of every watcher with its one record."""
-        for name, manager in list(self._managers.items()):
-            try:
-                getattr(manager.hook, hook)(**record)
-            except Exception as error:
-                del self._managers[name]
-                problem = f"{name} failed in {hook} and is switched off: {_cause(error)}"
-                warnings.warn(problem, stacklevel=2)
-
-
-def _same(watcher: object) -> object:
-    return watcher

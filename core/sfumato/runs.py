@@ -1,6 +1,7 @@
 """The run folder and its record.
 
-    runs/NAME/  run.json  settings.yaml  metrics.jsonl  samples/  checkpoints/step-00001200/
+    runs/NAME/  run.json  settings.yaml  plugins.lock  metrics.jsonl  samples/
+                checkpoints/step-00001200/
 
 `run.json` says what the run is and how it stands; it is replaced whole at each change. This module
 knows nothing about training: it is told.
@@ -21,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import yaml
 
-from sfumato import document, settings
+from sfumato import document, lock, settings
 from sfumato.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from sfumato.document import Node
     from sfumato.experiment import Experiment
+    from sfumato.plugins import Catalogue
 
 RECORD, SETTINGS, METRICS, CHECKPOINTS = "run.json", "settings.yaml", "metrics.jsonl", "checkpoints"
 GUIDANCE_CONVENTION = "uncond + s (cond - uncond); s = 1 is off; the paper's w is s - 1"
@@ -39,8 +41,8 @@ class Run:
     path: Path
 
     @classmethod
-    def create(cls, path: Path, experiment: Experiment) -> Run:
-        """Makes a new run folder with its settings and record.
+    def create(cls, path: Path, experiment: Experiment, catalogue: Catalogue) -> Run:
+        """Makes a new run folder with its settings, its lock and its record.
 
         Raises:
             ConfigError: there is something at `path` already, or it cannot be written.
@@ -51,8 +53,10 @@ class Run:
                 raise ConfigError(
                     "is not empty", place=str(path), remedy="choose another --out, or remove it"
                 )
-            text = yaml.safe_dump(settings.plain(experiment), sort_keys=False, allow_unicode=True)
+            plain = settings.plain(experiment, catalogue)
+            text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
             (path / SETTINGS).write_text(text, encoding="utf-8")
+            lock.write(path / lock.FILE, catalogue)
             run = cls(path)
             run.update(
                 name=experiment.name,

@@ -292,14 +292,19 @@ def _field(node: Node, field: Any, converter: cattrs.Converter) -> Any:
     return value
 
 
-def plain(value: Any) -> Any:
-    """Settings as YAML has them: components as mappings with `use`, all options written out."""
+def plain(value: Any, catalogue: Catalogue | None = None) -> Any:
+    """Settings as YAML has them: components as mappings with `use`, all options written out.
+
+    With a catalogue, `use` says which distribution is meant where the plain name might not.
+    """
     cls: Any = type(value)
     if attrs.has(cls):
-        used = {"use": value.name} if isinstance(value, Component) else {}
-        return {**used, **{name: plain(getattr(value, name)) for name in fields(cls)}}
+        options = {name: plain(getattr(value, name), catalogue) for name in fields(cls)}
+        if not isinstance(value, Component):
+            return options
+        return {"use": value.name if catalogue is None else catalogue.use(type(value)), **options}
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: plain(item, catalogue) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [plain(item) for item in value]
+        return [plain(item, catalogue) for item in value]
     return value

@@ -21,17 +21,17 @@ from sfumato import checkpoint, compatibility, evaluation, plugins, randomness, 
 from sfumato.engine import Single
 from sfumato.errors import SfumatoError
 from sfumato.pipeline import Pipeline
-from sfumato.plugins import Watchers
 from sfumato.randomness import Draw
 from sfumato.records import Batch, CheckpointSaved, TrainEnd, TrainStart, TrainStep
 from sfumato.runs import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from sfumato.experiment import Experiment, Stage
     from sfumato.interfaces import Split
     from sfumato.modules import ObjectiveModule
+    from sfumato.plugins import Catalogue
 
 
 def train(
@@ -39,7 +39,7 @@ def train(
     out: str | Path | None = None,
     *,
     device: str | None = None,
-    watchers: Sequence[object] | None = None,
+    catalogue: Catalogue | None = None,
 ) -> Iterator[TrainStep]:
     """Trains the stages of an experiment in their order, then evaluates.
 
@@ -50,8 +50,9 @@ def train(
         out: the run folder, which must not hold anything; by default `runs/NAME`, or, where that is
             taken, `runs/NAME-2` and so on.
         device: as torch names it; by default the GPU where there is one.
-        watchers: plugins that are told what happens, beside the experiment's trackers; by default
-            all that are installed.
+        catalogue: what is installed: its plugins watch, beside the experiment's trackers, it is
+            what `plugins.lock` records, and its qualified names go into `settings.yaml`; by default
+            loaded anew, without local files.
 
     Yields:
         Each optimiser step.
@@ -60,16 +61,16 @@ def train(
         ConfigError: the settings or the folder cannot be used; nothing is written.
         SfumatoError: a number is not finite.
     """
+    catalogue = catalogue or plugins.load()
     compatibility.check_training(experiment)
     split = experiment.data.split("train")
     captions = (split.caption(i) for i in range(len(split)))
     pipeline = Pipeline(experiment, experiment.text_encoder.fit(captions), experiment.seed)
     loop = _Loop(experiment, pipeline, split, Single(device))
     evaluation.check(pipeline, experiment.evaluation)
-    run = Run.create(
-        Path(out) if out else runs.free_path(Path("runs") / experiment.name), experiment
-    )
-    pipeline.watchers = Watchers(plugins.load().plugins if watchers is None else watchers)
+    path = Path(out) if out else runs.free_path(Path("runs") / experiment.name)
+    run = Run.create(path, experiment, catalogue)
+    pipeline.watchers = catalogue.watchers()
     for tracker in experiment.trackers:
         pipeline.watchers.add(f"tracker {tracker.name}", functools.partial(tracker.build, run.path))
     try:

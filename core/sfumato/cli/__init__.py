@@ -6,12 +6,13 @@ A module here imports nothing heavy at its top, so that `sfumato --help` is quic
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from sfumato.cli import describe, doctor, plugins, sample, show, train
+from sfumato.cli import describe, doctor, lock, plugins, sample, show, train
 from sfumato.cli.session import Session
 from sfumato.errors import SfumatoError
 
@@ -23,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (train, sample, show, plugins, describe, doctor):
+for command in (train, sample, show, plugins, lock, describe, doctor):
     app.command(command.__name__.rpartition(".")[2])(command.command)
 
 
@@ -46,6 +47,8 @@ def options(
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs a command; ends with 0, 1 (failed), 2 (bad input) or 130 (interrupted)."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if "--debug" not in arguments:
+        warnings.formatwarning = _one_line
     try:
         app(arguments, prog_name="sfumato")
     except Exception as error:
@@ -56,3 +59,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         typer.echo(f"error: {text}", err=True)
         sys.exit(error.exit_code if isinstance(error, SfumatoError) else 1)
     sys.exit(0)
+
+
+def _one_line(
+    message: Warning | str, category: object, filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as an error is shown; `--debug` leaves it as Python has it, with its place."""
+    return f"warning: {message}\n"

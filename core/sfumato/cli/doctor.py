@@ -13,6 +13,7 @@ import typer
 def command(context: typer.Context) -> None:
     """Check versions, devices and plugins; ends with 1 where something is wrong."""
     from sfumato import runs
+    from sfumato.plugins import DISABLE
 
     wrong: list[str] = []
     for name, version in runs.versions().items():
@@ -24,7 +25,9 @@ def command(context: typer.Context) -> None:
     typer.echo(f"{'devices':<14} {devices}")
     catalogue = context.obj.catalogue
     typer.echo(f"{'components':<14} {len(catalogue.offers)} from {len(catalogue.plugins)} plugins")
-    wrong += [f"plugin {b.distribution} {b.version} is broken: {b.cause}" for b in catalogue.broken]
+    for origin in catalogue.disabled:
+        typer.echo(f"{'disabled':<14} {origin}, by {DISABLE}")
+    wrong += [f"plugin {b.origin} is broken: {b.cause}" for b in catalogue.broken]
     if importlib.util.find_spec("torchvision") is not None:
         try:
             importlib.import_module("torchvision")

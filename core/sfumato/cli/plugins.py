@@ -1,4 +1,4 @@
-"""`sfumato plugins`: who offers what, and what is broken."""
+"""`sfumato plugins`: who offers what, and what is broken or disabled."""
 
 from __future__ import annotations
 
@@ -28,12 +28,18 @@ def command(
         {"distribution": b.distribution, "version": b.version, "cause": b.cause}
         for b in catalogue.broken
     ]
+    disabled = [
+        {"distribution": one.distribution, "version": one.version} for one in catalogue.disabled
+    ]
     if as_json:
-        typer.echo(json.dumps({"components": components, "broken": broken}, indent=1))
+        listed = {"components": components, "broken": broken, "disabled": disabled}
+        typer.echo(json.dumps(listed, indent=1))
         return
     for offer in offers:
         component = offer.component
         summary = (component.__doc__ or "").strip().partition("\n")[0]
         typer.echo(f"{component.kind:<15} {component.name:<18} {offer.distribution:<12} {summary}")
     for one in catalogue.broken:
-        typer.echo(f"left out: {one.distribution} {one.version}: {one.cause}", err=True)
+        typer.echo(f"left out: {one.origin}: {one.cause}", err=True)
+    for one in catalogue.disabled:
+        typer.echo(f"disabled: {one}", err=True)

@@ -24,12 +24,19 @@ def command(
     count: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 4,
     out: Annotated[Path | None, typer.Option(help="The PNG; by default in RUN/samples.")] = None,
     device: Annotated[str | None, typer.Option(help="As torch names it.")] = None,
+    locked: Annotated[
+        bool, typer.Option("--locked", help="Refuse plugins other than those of RUN/plugins.lock.")
+    ] = False,
 ) -> None:
     """Draw pictures of prompts with a trained run: a row for each prompt, its settings inside the
     PNG.
     """
+    from sfumato import lock, runs
+
+    if locked:
+        lock.check(runs.Run.open(run).path / lock.FILE, context.obj.catalogue)
     registry = context.obj.registry()
-    from sfumato import pictures, runs, settings
+    from sfumato import pictures, settings
     from sfumato.pipeline import Pipeline
 
     pipeline = Pipeline.load(run, overrides or [], registry, device)
@@ -46,7 +53,7 @@ def command(
         "seed": seed,
         "steps": steps or pipeline.settings.sampling.steps,
         "run": str(run),
-        "settings": settings.plain(pipeline.settings),
+        "settings": settings.plain(pipeline.settings, registry.catalogue),
     }
     pictures.save(pictures.grid(images, columns=count), out, facts)
     typer.echo(str(out))

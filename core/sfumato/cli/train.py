@@ -21,15 +21,23 @@ def command(
         typer.Option(help="The run folder; by default runs/NAME, or the next that is free."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="As torch names it.")] = None,
+    locked: Annotated[
+        bool, typer.Option("--locked", help="Refuse plugins other than those of ./plugins.lock.")
+    ] = False,
 ) -> None:
     """Train the stages of an experiment, then measure and draw what it learnt."""
+    catalogue = context.obj.catalogue
+    if locked:
+        from sfumato import lock
+
+        lock.check(Path(lock.FILE), catalogue)
     settings = context.obj.registry().experiment(experiment, overrides or [])
     began = time.monotonic()
     from sfumato.runs import Run, free_path
     from sfumato.training import train
 
     out = out or free_path(Path("runs") / experiment)
-    for _ in train(settings, out, device=device, watchers=context.obj.catalogue.plugins):
+    for _ in train(settings, out, device=device, catalogue=catalogue):
         pass
     typer.echo(summary(Run.open(out), time.monotonic() - began))
     typer.echo(f'Try: {sys.argv[0]} sample {out} "A PROMPT"')
