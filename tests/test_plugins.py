@@ -1,11 +1,11 @@
-"""Discovery: isolation of broken plugins, collisions, local files, hooks that watch."""
+"""Discovery: isolation of broken plugins, collisions, local files, plugin APIs."""
 
 import importlib.metadata
 import sys
 
 import pytest
 
-from sfumato import PluginError, hookimpl, plugins
+from sfumato import PluginError, admission, plugins
 from sfumato.errors import ConfigError
 
 GOOD = """
@@ -63,10 +63,18 @@ def test_everything_that_ships_is_whole(catalogue):
         ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'"),
         ("def f(:", "SyntaxError: invalid syntax (bad.py, line 1)"),
         ("raise SystemExit(3)", "SystemExit: 3"),
-        (GOOD.replace("SFUMATO_API = 1", ""), "states no SFUMATO_API; this sfumato speaks 1"),
-        (GOOD.replace("API = 1", "API = 2"), "was built for plugin API 2; this sfumato speaks 1"),
+        (GOOD.replace("SFUMATO_API = 1", ""), "states no SFUMATO_API; write SFUMATO_API = 1, the"),
+        (GOOD.replace("API = 1", "API = 2"), "was built for plugin API 2, and this sfumato serves 1;"),
+        (GOOD.replace("API = 1", "API = '1'"), "states SFUMATO_API = '1'; expected a whole number"),
         (GOOD.replace("def sfumato_components", "def sfumato_componets"),
-         "PluginValidationError: unknown hook 'sfumato_componets'"),
+         "there is no hook 'sfumato_componets'; did you mean 'sfumato_components'?"),
+        (GOOD.replace("sfumato_components()", "sfumato_components(what)"),
+         "hookimpl definition: sfumato_components(what), Argument(s) {'what'} are declared in the "
+         "hookimpl but can not be found in the hookspec"),
+        (GOOD.replace("[Straight]", "[Straight, type('Bent', (Straight,), {'name': 'straight'})]"),
+         "Bent is not an attrs class"),
+        (GOOD.replace("[Straight]", "[Straight, Straight]"),
+         "Straight and Straight are both the noise_schedule 'straight' of one distribution; rename one"),
         (GOOD.replace("return [Straight]", "return ['straight']"),
          "sfumato_components returned 'straight', not a component class"),
         (GOOD.replace("return [Straight]", "raise OSError('half-way')"), "OSError: half-way"),
@@ -94,7 +102,7 @@ def test_asking_for_what_a_broken_plugin_may_offer_says_so(install):
         catalogue.find("noise_schedule", "strait")
     assert str(error.value) == (
         "noise_schedule: no noise_schedule is named 'strait'; did you mean 'straight'? (left out as "
-        "broken:   (bad: ModuleNotFoundError: No module named 'nowhere'))"
+        "broken: unknown (bad: ModuleNotFoundError: No module named 'nowhere'))"
     )
 
 
@@ -125,40 +133,53 @@ def test_a_local_file_is_a_plugin_and_its_failure_is_an_error(tmp_path):
         plugins.load([tmp_path / "other.py"], entry_points=[])
 
 
-class Counting:
-    def __init__(self):
-        self.steps = []
-
-    @hookimpl
-    def sfumato_on_train_step(self, step):
-        self.steps.append(step)
-
-
-class Raising:
-    @hookimpl
-    def sfumato_on_train_step(self, step):
-        raise RuntimeError("no disk")
+def test_two_files_of_one_name_are_refused(tmp_path):
+    files = [tmp_path / folder / "mine.py" for folder in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(GOOD)
+    with pytest.raises(PluginError) as error:
+        plugins.load(files, entry_points=[])
+    assert str(error.value) == f"{files[1]}: another plugin file has this name; rename one of them"
 
 
-def test_a_watcher_that_cannot_start_is_left_out_with_one_warning():
-    def fail():
-        raise OSError("no server")
+@pytest.mark.parametrize(
+    ("api", "problem"),
+    [
+        (1, "was built for plugin API 1, and this sfumato serves 2 to 3; upgrade unknown: pip install --upgrade unknown"),
+        (2, None),
+        (3, None),
+        (4, "was built for plugin API 4, and this sfumato serves 2 to 3; "
+            "upgrade sfumato: pip install --upgrade sfumato"),
+    ],
+)  # fmt: skip
+def test_a_range_of_plugin_apis_is_served(install, monkeypatch, api, problem):
+    monkeypatch.setattr(admission, "API", 3)
+    monkeypatch.setattr(admission, "OLDEST_API", 2)
+    source = GOOD.replace("API = 1", f"API = {api}")
+    catalogue = plugins.load(entry_points=install(aged=source))
+    assert [b.cause for b in catalogue.broken] == ([f"aged: {problem}"] if problem else [])
+    assert [p.api for p in catalogue.plugins] == ([] if problem else [api])
 
-    watchers = plugins.Watchers()
-    with pytest.warns(
-        UserWarning, match="^tracker far failed to start and is left out: OSError: no server$"
-    ):
-        watchers.add("tracker far", fail)
-    watchers.notify("sfumato_on_train_step", step=1)
+
+def test_a_hook_that_a_later_sfumato_may_have_can_be_optional(install):
+    source = GOOD + "\n@hookimpl(optionalhook=True)\ndef sfumato_on_full_moon(): pass\n"
+    assert not plugins.load(entry_points=install(early=source)).broken
 
 
-def test_a_failing_watcher_is_switched_off_with_one_warning():
-    counting = Counting()
-    watchers = plugins.Watchers([Raising(), counting])
-    with pytest.warns(UserWarning) as warned:
-        for step in range(3):
-            watchers.notify("sfumato_on_train_step", step=step)
-    assert counting.steps == [0, 1, 2]
-    assert [str(w.message) for w in warned] == [
-        "Raising failed in sfumato_on_train_step and is switched off: RuntimeError: no disk"
-    ]
+def test_use_is_plain_for_files_until_two_collide(tmp_path, catalogue):
+    for name in ("one.py", "two.py"):
+        (tmp_path / name).write_text(GOOD)
+    one = plugins.load([tmp_path / "one.py"])
+    assert one.use(one.find("noise_schedule", "straight")) == "straight"
+    both = plugins.load([tmp_path / "one.py", tmp_path / "two.py"])
+    first, second = (o for o in both.offers if o.component.name == "straight")
+    assert both.use(first.component) == "one.py:straight"
+    assert both.use(second.component) == "two.py:straight"
+    assert both.use(both.find("noise_schedule", "linear")) == "linear"
+
+
+def test_every_use_leads_back_to_its_component(catalogue):
+    for offer in catalogue.offers:
+        used = catalogue.use(offer.component)
+        assert catalogue.find(offer.component.kind, used) is offer.component

@@ -209,8 +209,8 @@ def load(
 def _origin(entry: importlib.metadata.EntryPoint) -> Origin:
     name, version = (entry.dist.name, entry.dist.version) if entry.dist else ("", "")
     return Origin(
-        distribution=name or "unknown",  # metadata that was damaged has neither
-        version=version or "unknown",
+        distribution=name or "unknown",  # damaged metadata states neither
+        version=version or "",
         entry_point=f"{entry.name} = {entry.value}",
     )
 
