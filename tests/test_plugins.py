@@ -162,6 +162,15 @@ def test_a_range_of_plugin_apis_is_served(install, monkeypatch, api, problem):
     assert [p.api for p in catalogue.plugins] == ([] if problem else [api])
 
 
+def test_the_documentation_says_which_plugin_apis_are_served():
+    from small import ROOT
+
+    page = (ROOT / "docs" / "plugin-api.md").read_text()
+    table = page.partition("| API |")[2].partition("\n\n")[0]
+    served = [int(line.split("|")[1]) for line in table.splitlines()[2:]]
+    assert served == list(range(admission.OLDEST_API, admission.API + 1))
+
+
 def test_a_hook_that_a_later_sfumato_may_have_can_be_optional(install):
     source = GOOD + "\n@hookimpl(optionalhook=True)\ndef sfumato_on_full_moon(): pass\n"
     assert not plugins.load(entry_points=install(early=source)).broken
