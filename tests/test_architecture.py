@@ -51,9 +51,7 @@ def test_core_reads_from_top_to_bottom_and_knows_no_plugin(path):
     if own == "__init__":
         return
     for module in core_modules(path):
-        assert module == own or ORDER.index(module) < ORDER.index(own), (
-            f"{own} imports {module}"
-        )
+        assert module == own or ORDER.index(module) < ORDER.index(own), f"{own} imports {module}"
 
 
 @pytest.mark.parametrize("path", PLUGINS, ids=lambda path: str(path.relative_to(ROOT / "plugins")))
