@@ -129,7 +129,7 @@ def test_a_local_file_is_a_plugin_and_its_failure_is_an_error(tmp_path):
         PluginError, match="mine.py: ModuleNotFoundError: No module named 'nowhere'"
     ):
         plugins.load([path], entry_points=[])
-    with pytest.raises(PluginError, match="other.py: there is no such file"):
+    with pytest.raises(ConfigError, match="other.py: there is no such file"):
         plugins.load([tmp_path / "other.py"], entry_points=[])
 
 

@@ -116,7 +116,7 @@ def test_an_option_of_another_component_is_an_error_not_ignored(registry):
         ("guidanse.scale=3", "--set: guidanse: unknown option of Experiment; did you mean 'guidance'?"),
         ("guidance=cgf", "--set: guidance: no guidance is named 'cgf'; did you mean 'cfg'?"),
         ("guidance", "--set guidance: expected PATH=VALUE"),
-        ("seed=", "--set: is empty"),
+        ("seed=", "--set: seed: is empty"),
         ("stages.denoiser.stpes=3", "--set: stages.denoiser.stpes: unknown option of Stage; "
          "did you mean 'steps'?"),
         ("stages.denoiser.txt_dropout=0.2", "--set: stages.denoiser.txt_dropout: unknown option of "

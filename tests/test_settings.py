@@ -49,7 +49,7 @@ def structure(text, cls, catalogue):
         ("text: 3", "text: expected text, got 3"),
         ("several: abc", "several: expected list of int, got the text 'abc'"),
         ("several: [1, 2.5]", "several.1: expected int, got 2.5"),
-        ("several: [1, -2]", "several: expected >= 0, got a list"),
+        ("several: [1, -2]", "several: expected each >= 0, got [1, -2]"),
         ("choice: c", "choice: expected one of 'a', 'b', got the text 'c'"),
         ("power: 3", "power: expected one of 2, 4, 8, got 3"),
         ("wohle: 3", "wohle: unknown option of Options; did you mean 'whole'?"),

@@ -97,7 +97,8 @@ def restore(module: nn.Module, state: Mapping[str, Tensor], place: str) -> None:
     """Loads state into a module.
 
     Raises:
-        CheckpointError: names or shapes differ; lists the first of them.
+        CheckpointError: names or shapes differ, of which it lists the first, or a value is not
+            finite.
     """
     own = module.state_dict()
     lines = [f"{name}: missing" for name in own if name not in state]
@@ -112,6 +113,10 @@ def restore(module: nn.Module, state: Mapping[str, Tensor], place: str) -> None:
             [*lines[:8], *([f"and {len(lines) - 8} more"] if len(lines) > 8 else [])]
         )
         raise CheckpointError(f"holds another architecture:\n  {shown}", place=place)
+    wrong = [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]
+    if wrong:
+        remedy = "take an earlier checkpoint"
+        raise CheckpointError(f"{wrong[0]} is not finite", place=place, remedy=remedy)
     module.load_state_dict(dict(state))
 
 

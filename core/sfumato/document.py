@@ -111,7 +111,7 @@ def read(text: str, source: str, path: tuple[str, ...] = (), *, lines: bool = Tr
         if loader is not None:
             loader.dispose()
     if root is None:
-        raise ConfigError("is empty", place=source)
+        raise Node(None, source, path).error("is empty")
     reader = _Reader(source, lines)
     tree = reader.tree(root, path)
     if reader.errors:
@@ -147,7 +147,7 @@ _Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("bool", r"true|false", "tf"),
     ("null", r"null|~|", ["n", "~", ""]),
-    ("int", r"[-+]?(0|[1-9][0-9]{0,17})", "-+0123456789"),
+    ("int", r"[-+]?(0|[1-9][0-9]{0,99})", "-+0123456789"),
     (
         "float",
         r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?|[-+]?\.(inf|nan)",

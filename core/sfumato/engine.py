@@ -10,10 +10,27 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
+from sfumato.errors import ConfigError
+
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from torch import Tensor
+
+
+def usable(device: str) -> torch.device:
+    """The device that torch calls this.
+
+    Raises:
+        ConfigError: there is none, or this torch cannot use it.
+    """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        remedy = f"usable here: {', '.join(['cpu', *gpus])}"
+        raise ConfigError("cannot be used", place=f"device {device}", remedy=remedy) from error
+    return torch.device(device)
 
 
 class Single:
@@ -21,7 +38,7 @@ class Single:
 
     def __init__(self, device: str | None = None) -> None:
         """`device` as torch names it; by default the GPU where there is one."""
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def autocast(self, precision: Literal["float32", "bfloat16"]) -> AbstractContextManager[object]:
         """The context of the forward pass."""

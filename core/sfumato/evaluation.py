@@ -29,6 +29,11 @@ def prompts(pipeline: Pipeline, count: int) -> list[str]:
 
 def check(pipeline: Pipeline, evaluation: Evaluation) -> None:
     """Raises ConfigError where something could not be measured, before anything is trained."""
+    listed = [(one.kind, one.name) for one in (*evaluation.metrics, *evaluation.studies)]
+    for kind, name in listed:
+        if listed.count((kind, name)) > 1:
+            problem = "is listed twice, and its numbers have one name"
+            raise ConfigError(problem, place=f"evaluation: {kind} {name}", remedy="drop one")
     for metric in evaluation.metrics:
         metric.build(pipeline)
     for study in evaluation.studies:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from sfumato.admission import Origin, Plugin, admit
-from sfumato.errors import PluginError, cause, suggestion
+from sfumato.errors import ConfigError, PluginError, cause, suggestion
 from sfumato.interfaces import Component
 from sfumato.watchers import Watchers
 
@@ -175,6 +175,7 @@ def load(
         entry_points: the installed plugins; by default those of the group `sfumato`.
 
     Raises:
+        ConfigError: one of `files` is not there or not Python.
         PluginError: one of `files` cannot be loaded.
     """
     if entry_points is None:
@@ -193,6 +194,9 @@ def load(
         except (Exception, SystemExit) as error:
             broken.append(Broken(origin=origin, cause=f"{entry.value}: {cause(error)}"))
     for file in files:
+        if not file.is_file() or file.suffix != ".py":
+            problem = "is not a Python file" if file.exists() else "there is no such file"
+            raise ConfigError(problem, place=str(file))
         origin = Origin(distribution=file.name, version="", entry_point="")
         if any(plugin.origin == origin for plugin in plugins):
             problem = "another plugin file has this name"
@@ -258,11 +262,8 @@ def _traced(
 
 
 def _import_file(file: Path, name: str) -> object:
-    if not file.is_file():
-        raise PluginError("there is no such file")
     spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise PluginError("is not a Python file")
+    assert spec is not None and spec.loader is not None, "every .py file has one"
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # attrs resolves the types of options through it
     spec.loader.exec_module(module)

@@ -80,10 +80,10 @@ class Run:
         """An existing run folder.
 
         Raises:
-            CheckpointError: there is none.
+            ConfigError: there is none.
         """
         if not (Path(path) / SETTINGS).is_file():
-            raise CheckpointError("is not a run folder: it has no settings.yaml", place=str(path))
+            raise ConfigError("is not a run folder: it has no settings.yaml", place=str(path))
         return cls(Path(path))
 
     def record(self) -> dict[str, Any]:

@@ -196,8 +196,11 @@ def _refuse(node: Node, problem: str, remedy: str = "") -> NoReturn:
 def _shown(node: Node) -> str:
     if isinstance(node.value, str):
         return f"the text {node.value!r}" if len(node.value) <= 40 else "a long text"
-    if isinstance(node.value, dict | list):
-        return "a mapping" if isinstance(node.value, dict) else "a list"
+    if isinstance(node.value, dict):
+        return "a mapping"
+    if isinstance(node.value, list):
+        text = str(node.plain())
+        return text if len(text) <= 40 else "a list"
     return "null" if node.value is None else str(node.value).lower()
 
 
@@ -274,7 +277,10 @@ def _instance(node: Node, cls: type, converter: cattrs.Converter) -> Any:
     try:
         return cls(**values)
     except (ConfigError, ValueError) as error:
-        _refuse(node, str(error))
+        # They do not fit each other: one that was laid over the others is the likelier cause.
+        file = node.source.partition(":")[0]
+        laid_over = [child for child in options.values() if not child.source.startswith(file)]
+        _refuse(laid_over[-1] if laid_over else node, str(error))
 
 
 def _field(node: Node, field: Any, converter: cattrs.Converter) -> Any:
@@ -287,8 +293,10 @@ def _field(node: Node, field: Any, converter: cattrs.Converter) -> Any:
             field.validator(None, field, value)
         except (ConfigError, ValueError, TypeError) as error:
             allowed = str(bounds(field))
-            problem = f"expected {allowed}, got {_shown(node)}" if allowed else error.args[0]
-            _refuse(node, problem)
+            if not allowed or value == ():
+                _refuse(node, str(error.args[0]))
+            each = "each " if isinstance(value, tuple) else ""
+            _refuse(node, f"expected {each}{allowed}, got {_shown(node)}")
     return value
 
 

@@ -38,7 +38,7 @@ class Watchers:
             name, manager = watcher
             try:
                 getattr(manager.hook, hook)(**record)
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # rich exits where a pipe is closed
                 self._managers.remove(watcher)
                 problem = f"{name} failed in {hook} and is switched off: {cause(error)}"
                 warnings.warn(problem, stacklevel=2)

@@ -5,6 +5,7 @@ A module here imports nothing heavy at its top, so that `sfumato --help` is quic
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -51,6 +52,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         warnings.formatwarning = _one_line
     try:
         app(arguments, prog_name="sfumato")
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would fail again when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except Exception as error:
         if "--debug" in arguments:
             raise

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sfumato.cli.session import Overrides
+from sfumato.errors import ConfigError
 
 
 def command(
@@ -35,6 +36,8 @@ def command(
 
     if locked:
         lock.check(runs.Run.open(run).path / lock.FILE, context.obj.catalogue)
+    if out is not None and out.suffix.lower() != ".png":
+        raise ConfigError("is not a PNG", place=f"--out {out}", remedy="let its name end in .png")
     registry = context.obj.registry()
     from sfumato import pictures, settings
     from sfumato.pipeline import Pipeline
@@ -44,7 +47,7 @@ def command(
     images = pipeline.sample(
         texts, negative=[negative] * len(texts) if negative else None, steps=steps, seed=seed
     )
-    slug = re.sub(r"\W+", "-", prompts[0].lower()).strip("-")[:60]
+    slug = re.sub(r"\W+", "-", prompts[0].lower()).strip("-")[:60] or "picture"
     out = out or runs.free_path(run / "samples" / f"{slug}-{seed}.png")
     facts = {
         "prompts": prompts,

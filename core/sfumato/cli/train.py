@@ -40,7 +40,8 @@ def command(
     for _ in train(settings, out, device=device, catalogue=catalogue):
         pass
     typer.echo(summary(Run.open(out), time.monotonic() - began))
-    typer.echo(f'Try: {sys.argv[0]} sample {out} "A PROMPT"')
+    files = "".join(f" --plugin {file}" for file in context.obj.files)
+    typer.echo(f'Try: {sys.argv[0]}{files} sample {out} "A PROMPT"')
 
 
 def summary(run: Any, seconds: float) -> str:
