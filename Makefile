@@ -20,7 +20,7 @@ test-slow: .venv/dev
 	$(BIN)/python -m pytest -m slow
 
 docs: .venv/dev
-	$(BIN)/python docs/build.py build/docs
+	$(BIN)/python docs/build_site.py build/docs
 
 .venv/demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import sfumato
 from sfumato import settings
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from sfumato.plugins import Catalogue, Offer
 
 PAPER = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
+NO_CLASSES = {
+    "Denoise": "sfumato.interfaces",
+    "PredictionType": "sfumato.prediction",
+    "hookimpl": "sfumato.hookspecs",
+}
+"""Public names that are neither classes nor functions, and the modules that define them."""
 HEADER = "| Option | Type | Bounds | Default | Meaning |\n|---|---|---|---|---|"
 
 
@@ -63,7 +69,7 @@ def kind(interface: type[Component], offers: list[Offer]) -> str:
             "",
             marked(inspect.cleandoc(interface.__doc__ or "")),
             "",
-            f"The idea, the contract and how to write one: [{interface.kind}]({concept}).",
+            f"[Idea, contract and how to write one]({concept})",
             "",
             built_in(interface.kind, offers, ""),
             "",
@@ -113,8 +119,12 @@ def entries(papers: str) -> list[str]:
 
 
 def marked(text: str) -> str:
-    """Plain text as Markdown, with links to papers."""
-    text = re.sub(r"(?<!`)([*<])(?![^`\n]*`)", r"\\\1", text)
+    """Plain text as Markdown."""
+    return linked(re.sub(r"(?<!`)([*<])(?![^`\n]*`)", r"\\\1", text))
+
+
+def linked(text: str) -> str:
+    """Markdown in which a paper's id leads to the paper."""
     return PAPER.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
 
 
@@ -150,9 +160,7 @@ def python(package: str, without: str = "") -> str:
 
 def home(name: str) -> str:
     """The module in which a public name is defined."""
-    value: Any = getattr(sfumato, name)
-    aliases = {"Denoise": "sfumato.interfaces", "PredictionType": "sfumato.prediction"}
-    return aliases.get(name) or getattr(value, "__module__", "sfumato.hookspecs")
+    return NO_CLASSES.get(name) or str(getattr(sfumato, name).__module__)
 
 
 def directive(name: str) -> str:

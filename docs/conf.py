@@ -1,4 +1,4 @@
-"""How Sphinx builds the site; `docs/build.py` stages the pages and calls it."""
+"""How Sphinx builds the site; `docs/build_site.py` stages the pages and calls it."""
 
 import importlib.metadata
 import re

@@ -1,4 +1,4 @@
-"""Builds the site: `python docs/build.py build/docs`.
+"""Builds the site: `python docs/build_site.py build/docs`.
 
 The pages are Markdown that also reads well in an editor and on a code host. A copy of them gets
 what only a site has: links between their new places, the navigation, which is that of `index.md`,
@@ -63,7 +63,9 @@ def _page(page: Path, staged_page: Path, places: dict[Path, Path]) -> str:
         return f"{label}({os.path.relpath(place, staged_page.parent)}{anchor or ''})"
 
     parts = FENCE.split(page.read_text())
-    text = "".join(p if p.startswith("```") else LINK.sub(moved, p) for p in parts)
+    text = "".join(
+        p if p.startswith("```") else build_reference.linked(LINK.sub(moved, p)) for p in parts
+    )
     return NAMED.sub(r"```{code-block} \2\n:caption: \1\n\n", text)
 
 
