@@ -269,7 +269,7 @@ def test_a_kind_has_a_page_that_states_its_contract_and_writes_one(interface):
     path = ROOT / "docs" / "concepts" / f"{interface.kind.replace('_', '-')}.md"
     text = path.read_text()
     assert text.startswith(f"# {interface.kind.replace('_', ' ').capitalize()}\n")
-    contract = text.partition("## Contract\n")[2]
+    contract = text.partition("## Contract\n")[2].partition("\n## ")[0]
     for cls in (interface, *BUILT.get(interface.kind, ())):
         for method in cls.__abstractmethods__ - {"__len__", "log_scale"}:
             assert re.search(rf"(`|\.|    ){method}\b", contract), f"{path.name} lacks {method}"
