@@ -11,14 +11,12 @@ import pytest
 from sfumato import document, plugins, schema, settings
 from sfumato.errors import ConfigError
 from sfumato.interfaces import Component
-from sfumato.plugins import Catalogue, Offer
+from sfumato.plugins import Catalogue
 from sfumato.registry import Registry
 from small import ROOT, SMALL
 from test_docs import PAGES, blocks
 
-BUILT_IN = attrs.evolve(
-    found := plugins.load(), offers=tuple(o for o in found.offers if o.distribution == "sfumato")
-)
+BUILT_IN = Catalogue(tuple(p for p in plugins.load().plugins if p.origin.distribution == "sfumato"))
 COMPONENTS = sorted((offer.component for offer in BUILT_IN.offers), key=lambda c: (c.kind, c.name))
 REFRESH = "sfumato schema > docs/registry.schema.json"
 
@@ -48,7 +46,7 @@ def loads(text, tmp_path):
 
 def test_the_schema_is_one():
     jsonschema.Draft202012Validator.check_schema(schema.make(BUILT_IN))
-    jsonschema.Draft202012Validator.check_schema(schema.make(Catalogue((), (), ())))
+    jsonschema.Draft202012Validator.check_schema(schema.make(Catalogue(())))
 
 
 def test_the_file_that_the_registry_names_is_that_of_the_built_in_components():
@@ -212,11 +210,12 @@ def test_options_carry_their_documentation():
 
 
 def test_a_name_that_two_distributions_offer_has_to_be_qualified():
-    linear = BUILT_IN.find("noise_schedule", "linear")
-    offers = [
-        Offer(component=linear, distribution=name, version="1") for name in ("one", "an other")
-    ]
-    made = jsonschema.Draft202012Validator(schema.make(Catalogue(tuple(offers), (), ())))
+    schedules = next(p for p in BUILT_IN.plugins if p.module.__name__ == "sfumato_schedules")
+    twins = tuple(
+        attrs.evolve(schedules, origin=attrs.evolve(schedules.origin, distribution=name))
+        for name in ("one", "an other")
+    )
+    made = jsonschema.Draft202012Validator(schema.make(Catalogue(twins)))
     uses = [made.is_valid({"version": 1, "noise_schedule": {"a": {"use": name}}})
             for name in ("linear", "one:linear", "an other:linear")]  # fmt: skip
     assert uses == [False, True, True]
