@@ -9,6 +9,7 @@ copyright = "the sfumato authors, Apache-2.0"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "index"
+smartquotes = False  # 'all' is a value, not a quotation
 myst_heading_anchors = 3
 default_role = "code"  # docstrings have code between single backticks
 
