@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine with Python 3.11, pip and make:
 #   make demo   trains CLIP and then a denoiser on procedural pictures, and draws what they learnt
 #   make test   checks types and style, and runs the tests
+# and make docs builds the site into build/docs.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -18,6 +19,9 @@ test: .venv/dev
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -m slow
 
+docs: .venv/dev
+	$(BIN)/python docs/build_site.py build/docs
+
 .venv/demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[plots]"
@@ -28,4 +32,4 @@ test-slow: .venv/dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@ .venv/demo
 
-.PHONY: demo test test-slow
+.PHONY: demo docs test test-slow

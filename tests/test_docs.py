@@ -26,7 +26,8 @@ import types
 import attrs
 import pytest
 
-from sfumato import Registry, cli, document
+import sfumato
+from sfumato import Component, MetricState, Registry, Split, cli, document, modules
 from small import ROOT, SMALL
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -250,6 +251,31 @@ def test_the_index_lists_every_page():
     index = ROOT / "docs" / "index.md"
     listed = {target for target, _ in links(index)}
     assert set((ROOT / "docs").rglob("*.md")) - {index} <= listed
+
+
+BUILT = {
+    "text_encoder": (modules.TextEncoderModule, modules.JointEncoderModule),
+    "denoiser": (modules.DenoiserModule,),
+    "autoencoder": (modules.AutoencoderModule,),
+    "objective": (modules.ObjectiveModule,),
+    "data": (Split,),
+    "metric": (MetricState,),
+}
+"""What `build` or `split` of a kind returns has a contract too."""
+
+
+@pytest.mark.parametrize("interface", Component.__subclasses__(), ids=lambda i: i.kind)
+def test_a_kind_has_a_page_that_states_its_contract_and_writes_one(interface):
+    path = ROOT / "docs" / "concepts" / f"{interface.kind.replace('_', '-')}.md"
+    text = path.read_text()
+    assert text.startswith(f"# {interface.kind.replace('_', ' ').capitalize()}\n")
+    contract = text.partition("## Contract\n")[2].partition("\n## ")[0]
+    for cls in (interface, *BUILT.get(interface.kind, ())):
+        for method in cls.__abstractmethods__ - {"__len__", "log_scale"}:
+            assert re.search(rf"(`|\.|    ){method}\b", contract), f"{path.name} lacks {method}"
+    code = "".join(block.text for block in blocks(path) if block.language == "python")
+    bases = re.findall(r"^class \w+\((?:sfumato\.)?(\w+)\):", code, re.MULTILINE)
+    assert any(issubclass(getattr(sfumato, base), interface) for base in bases)
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs" / "adr").glob("*.md")), ids=names)

@@ -4,7 +4,7 @@ from typing import Literal
 
 import attrs
 import pytest
-from attrs.validators import and_, deep_iterable, ge, gt, in_, le, lt, optional
+from attrs.validators import and_, deep_iterable, ge, gt, in_, le, lt, min_len, optional
 
 from sfumato import document, option, required, settings
 from sfumato.errors import ConfigError
@@ -94,11 +94,33 @@ def test_bounds_are_read_through_every_wrapper():
         a: int = attrs.field(validator=and_(gt(0), optional(le(5))))
         b: tuple[int, ...] = attrs.field(validator=deep_iterable(lt(3)))
         c: int = attrs.field(default=0)
+        d: float | None = attrs.field(default=None, validator=optional([ge(0), lt(1)]))
+        e: tuple[int, ...] = attrs.field(default=(1,), validator=[min_len(1), deep_iterable(ge(2))])
 
     fields = attrs.fields_dict(Wrapped)
     assert settings.bounds(fields["a"]) == Bounds(low=0, low_open=True, high=5)
     assert settings.bounds(fields["b"]) == Bounds(high=3, high_open=True)
     assert settings.bounds(fields["c"]) == Bounds()
+    assert settings.bounds(fields["d"]) == Bounds(low=0, high=1, high_open=True)
+    assert settings.bounds(fields["e"]) == Bounds(low=2, items=1)
+    assert str(settings.bounds(fields["e"])) == ">= 2 and at least 1 of them"
+
+
+def test_an_option_in_words():
+    @attrs.frozen(kw_only=True)
+    class Few:
+        choice: Literal["a", "b"] = option("a", "which")
+        share: float | None = option(None, "how much", optional([ge(0), lt(1)]))
+        names: tuple[str, ...] = option(attrs.Factory(lambda: ("é",)), "who")
+        picked: str = required("one of a few", in_(["x", "y"]))
+
+    said = [attrs.astuple(settings.describe(field)) for field in settings.fields(Few).values()]
+    assert said == [
+        ("one of 'a', 'b'", "", '"a"', "which"),
+        ("number or null", ">= 0 and < 1", "null", "how much"),
+        ("list of text", "", '["é"]', "who"),
+        ("text", "one of 'x', 'y'", "required", "one of a few"),
+    ]
 
 
 def test_plain_and_structure_are_inverse_for_every_component_with_defaults(catalogue):

@@ -94,12 +94,8 @@ class Layers:
     def _default(self, node: Node, hint: Any, key: str) -> Node | None:
         """What an option is where nothing says so, for a change that reaches inside it."""
         field = self._fields(node, hint).get(key)
-        default: Any = attrs.NOTHING if field is None else field.default
-        if hasattr(default, "factory"):
-            default = default.factory()
-        if default is attrs.NOTHING:
-            return None
-        return document.node(settings.plain(default, self.catalogue), "default")
+        default = attrs.NOTHING if field is None else settings.default(field, self.catalogue)
+        return None if default is attrs.NOTHING else document.node(default, "default")
 
     def _hints(self, node: Node, hint: Any) -> Callable[[str], Any]:
         """The type of each key of a mapping, or None; in a component `use` decides."""

@@ -9,6 +9,7 @@ one-line docs.
 from __future__ import annotations
 
 import functools
+import json
 import math
 import types
 import typing
@@ -31,13 +32,16 @@ T = TypeVar("T")
 
 @attrs.frozen
 class Bounds:
-    """What a validator allows: numbers between `low` and `high`, or one of `choices`."""
+    """What validators allow: numbers between `low` and `high`, or one of `choices`, in a list of at
+    least `items`.
+    """
 
     low: float = -math.inf
     high: float = math.inf
     low_open: bool = False
     high_open: bool = False
     choices: tuple[Any, ...] = ()
+    items: int = 0
 
     def __str__(self) -> str:
         if self.choices:
@@ -47,6 +51,8 @@ class Bounds:
             sides.append(f"{'>' if self.low_open else '>='} {self.low:g}")
         if self.high < math.inf:
             sides.append(f"{'<' if self.high_open else '<='} {self.high:g}")
+        if self.items:
+            sides.append(f"at least {self.items} of them")
         return " and ".join(sides)
 
 
@@ -65,6 +71,8 @@ def bounds(field: attrs.Attribute[Any]) -> Bounds:
                 found = attrs.evolve(found, high=value, high_open=comparison == "<")
         elif hasattr(validator, "options"):
             found = attrs.evolve(found, choices=tuple(validator.options))
+        elif hasattr(validator, "min_length"):
+            found = attrs.evolve(found, items=validator.min_length)
     return found
 
 
@@ -74,7 +82,7 @@ def _flat(validator: Any) -> Iterator[Any]:
     for name in ("_validators", "validator", "member_validator"):
         inner = getattr(validator, name, None)
         if inner is not None:
-            for one in inner if isinstance(inner, tuple) else (inner,):
+            for one in inner if isinstance(inner, tuple | list) else (inner,):
                 yield from _flat(one)
             return
     yield validator
@@ -112,6 +120,35 @@ def type_name(hint: Any) -> str:
         return f"{'an' if hint.kind[0] in 'aeiou' else 'a'} {hint.kind}"
     return {int: "int", float: "number", str: "text", bool: "true or false", dict: "mapping"}.get(
         hint, getattr(hint, "__name__", str(hint))
+    )
+
+
+def default(field: attrs.Attribute[Any], catalogue: Catalogue | None = None) -> Any:
+    """The default of a field as `plain` has it; `attrs.NOTHING` where the field is required."""
+    made: Any = field.default
+    if hasattr(made, "factory"):
+        made = made.factory()
+    return made if made is attrs.NOTHING else plain(made, catalogue)
+
+
+@attrs.frozen
+class Described:
+    """What `sfumato describe` and the reference say of an option, each in words."""
+
+    type: str
+    bounds: str
+    default: str
+    doc: str
+
+
+def describe(field: attrs.Attribute[Any]) -> Described:
+    """An option in words; its bounds are empty where the type says it all."""
+    value = default(field)
+    return Described(
+        type=type_name(field.type),
+        bounds="" if get_origin(bare(field.type)) is Literal else str(bounds(field)),
+        default="required" if value is attrs.NOTHING else json.dumps(value, ensure_ascii=False),
+        doc=field.metadata.get("doc", ""),
     )
 
 

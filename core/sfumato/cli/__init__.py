@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from sfumato.cli import describe, doctor, lock, plugins, sample, show, train
+from sfumato.cli import describe, doctor, lock, plugins, sample, schema, show, train
 from sfumato.cli.session import Session
 from sfumato.errors import SfumatoError
 
@@ -25,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (train, sample, show, plugins, lock, describe, doctor):
+for command in (train, sample, show, plugins, lock, describe, schema, doctor):
     app.command(command.__name__.rpartition(".")[2])(command.command)
 
 

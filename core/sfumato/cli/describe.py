@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from typing import Annotated
 
-import attrs
 import typer
 
 
@@ -23,11 +22,7 @@ def command(
     fields = settings.fields(component)
     typer.echo("Options:" if fields else "No options.")
     for field in fields.values():
-        required = field.default is attrs.NOTHING
-        default = "required" if required else f"default {settings.plain(field.default)}"
-        allowed = str(settings.bounds(field))
-        kind_of = settings.type_name(field.type)
-        if allowed and not allowed.startswith("one of"):
-            kind_of += f" {allowed}"
-        typer.echo(f"  {field.name}: {kind_of}, {default}")
-        typer.echo(f"      {field.metadata.get('doc', '')}")
+        said = settings.describe(field)
+        default = said.default if said.default == "required" else f"default {said.default}"
+        typer.echo(f"  {field.name}: {' '.join(filter(None, (said.type, said.bounds)))}, {default}")
+        typer.echo(f"      {said.doc}")
