@@ -117,6 +117,7 @@ def test_an_option_of_another_component_is_an_error_not_ignored(registry):
         ("guidance=cgf", "--set: guidance: no guidance is named 'cgf'; did you mean 'cfg'?"),
         ("guidance", "--set guidance: expected PATH=VALUE"),
         ("seed=", "--set: seed: is empty"),
+        ("name=other", "--set: name: an experiment is named by its key, not by an option"),
         ("stages.denoiser.stpes=3", "--set: stages.denoiser.stpes: unknown option of Stage; "
          "did you mean 'steps'?"),
         ("stages.denoiser.txt_dropout=0.2", "--set: stages.denoiser.txt_dropout: unknown option of "

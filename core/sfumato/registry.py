@@ -167,8 +167,13 @@ class Registry:
     def override(self, tree: Node, overrides: Sequence[str]) -> Node:
         """A resolved tree after `--set`: swaps (the shorter paths) first, then options."""
         for text in sorted(overrides, key=_rank):
-            tree = self._layers.merge(tree, _override(text), Experiment)
+            tree = self._changed(tree, _override(text))
         return tree
+
+    def _changed(self, tree: Node, change: Node) -> Node:
+        if "name" in change.value:
+            raise change.value["name"].error("an experiment is named by its key, not by an option")
+        return self._layers.merge(tree, change, Experiment)
 
     def _experiment_tree(self, name: str) -> Node:
         """The nearest pipeline, then what each experiment says, from the farthest ancestor on."""
@@ -180,7 +185,7 @@ class Registry:
             own = {key: body[key] for key in BODY if key in body}
             tree = self._layers.merge(tree, attrs.evolve(written, value=own), Experiment)
             if "set" in body:
-                tree = self._layers.merge(tree, body["set"], Experiment)
+                tree = self._changed(tree, body["set"])
         return tree
 
     def _ancestry(self, named: Node) -> list[tuple[Node, dict[str, Node]]]:
