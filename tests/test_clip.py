@@ -338,7 +338,8 @@ class TestFromNothing:
             tiny().encode(["red", prompt + " blue picture of green"])
         assert str(caught.value) == (
             "prompt 'red red red red red red red red red red blue picture of ...': 18 tokens with "
-            "start and end, but the text encoder reads 12; shorten it"
+            "start and end, but the text encoder reads 12; shorten it, or split it with "
+            "--set text_encoder.long_prompts=chunks"
         )
 
     @torch.no_grad()

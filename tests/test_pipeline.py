@@ -166,8 +166,6 @@ def test_overrides_of_a_run_swap_components_but_not_what_was_trained(small_run):
     pipeline = Pipeline.load(small_run, ["sampler=ddpm", "guidance.scale=2"])
     assert pipeline.settings.sampler.name == "ddpm"
     assert pipeline.settings.guidance.scale == 2.0
-    text = message(Pipeline.load, small_run, ["noise_schedule=cosine"])
-    assert text.startswith("this model was trained with LinearBeta(")
     text = message(Pipeline.load, small_run, ["denoiser.channels=[32, 32]"], kind=CheckpointError)
     assert "denoiser.safetensors: holds another architecture:\n" in text
 
@@ -235,11 +233,11 @@ class Perturbing(Exploding):
     ("change", "text"),
     [
         ({"time_grid": Rising()}, "time_grid rising: expected 3 falling times in [0, 1], got [0.0, 0.5, 1.0]"),
-        ({"sampler": Endless()}, "sampler endless: took more than 2 steps"),
-        ({"sampler": Short()}, "sampler short: took 1 steps, expected 2"),
+        ({"sampler": Endless()}, "sampler endless: expected 2 steps, got more"),
+        ({"sampler": Short()}, "sampler short: expected 2 steps, got 1"),
         ({"guidance": Exploding()}, "sampler ddim: step 1 of 2 (t = 0.5000) gave values that are not finite; "
          "a smaller guidance scale or more steps may help"),
-        ({"guidance": Perturbing()}, "the guidance 'perturbing' needs a denoiser with variant 'skip'; it offers: none"),
+        ({"guidance": Perturbing()}, "the guidance 'perturbing' needs a denoiser with variant 'skip'; the denoiser 'unet' offers: none"),
     ],
 )  # fmt: skip
 def test_components_are_held_to_their_contracts(small_run, change, text):
@@ -252,7 +250,7 @@ def test_a_denoiser_of_the_wrong_shape_is_named(small_run, monkeypatch):
     pipeline = Pipeline.load(small_run)
     monkeypatch.setattr(type(pipeline.denoiser), "forward", lambda self, x, *rest: x[:, :2])
     assert message(pipeline.sample, PROMPTS[:1], kind=PluginError) == (
-        "denoiser UNetModule: returned shape (2, 2, 16, 16), expected (2, 3, 16, 16)"
+        "denoiser unet: expected shape (2, 3, 16, 16), got (2, 2, 16, 16)"
     )
 
 

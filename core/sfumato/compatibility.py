@@ -1,59 +1,265 @@
-"""Checks an assembly before anything heavy is built. The components say what they are; nothing here
-knows a plugin.
+"""Checks an assembly before anything is built, fitted or written.
+
+Components declare facts (`Denoiser.prediction`, `Autoencoder.factor`, `Guidance.branches` ...) and
+the checks compare them; nothing here knows a plugin, so a stranger's component takes part like
+ours. What no later argument can change is checked for the assembly, the rest for the `Plan` of one
+way to sample. Each check is a function that raises an error with its remedy; `ASSEMBLY` and
+`SAMPLING` list them.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
-from sfumato.errors import ConfigError
+import attrs
+
+from sfumato import trajectory
+from sfumato.errors import ConfigError, PluginError
+from sfumato.experiment import PipelineSettings
+from sfumato.interfaces import Guidance, NoiseSchedule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from sfumato.experiment import Experiment, PipelineSettings
-    from sfumato.interfaces import Guidance
-    from sfumato.modules import DenoiserModule
+    from torch import Tensor
+
+    from sfumato.experiment import Experiment
+    from sfumato.interfaces import Denoiser
     from sfumato.records import Branch
+
+LOG_SNR_TOLERANCE = 0.1
+"""How far a noise level may be, in log SNR, from the one that the model is asked at instead."""
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Plan:
+    """One way to sample, known before anything is built.
+
+    Attributes:
+        settings: of the pipeline.
+        trained: the schedule that the denoiser is trained with.
+        text_dropout: the share of texts that it is trained without; None where nobody knows.
+        guidance: which predictions, and how they combine.
+        steps: of the time grid.
+        negatives: how many each prompt has.
+    """
+
+    settings: PipelineSettings
+    trained: NoiseSchedule
+    text_dropout: float | None
+    guidance: Guidance
+    steps: int
+    negatives: int = 0
+
+    @functools.cached_property
+    def times(self) -> Tensor:
+        """The times that are visited, (steps + 1,) float64."""
+        settings = self.settings
+        return trajectory.times_of(settings.time_grid, self.steps, settings.noise_schedule)
+
+    @functools.cached_property
+    def branches(self) -> frozenset[Branch]:
+        """All that the guidance asks for at these times."""
+        schedule = self.settings.noise_schedule
+        return frozenset(
+            branch
+            for t in self.times[:-1]
+            for branch in self.guidance.branches(
+                trajectory.guidance_step(t, self.times, schedule, self.negatives)
+            )
+        )
+
+    @functools.cached_property
+    def mismatch(self) -> float:
+        """The largest error in log SNR, where schedules differ; else 0."""
+        schedule = self.settings.noise_schedule
+        return trajectory.mismatch(self.times[:-1], schedule, self.trained)
+
+    @property
+    def mapping(self) -> str | None:
+        """One line on the two schedules, where they differ."""
+        schedule = self.settings.noise_schedule
+        if schedule == self.trained:
+            return None
+        return (
+            f"noise_schedule {schedule.name}: the model was trained with {self.trained.name}; "
+            f"its times are matched by SNR, with an error in log SNR of at most {self.mismatch:.2g}"
+        )
 
 
 def check_training(experiment: Experiment) -> None:
-    """Raises ConfigError where an experiment cannot train as it stands."""
+    """Raises ConfigError or PluginError where an experiment cannot train, or where the samples of
+    its own evaluation could not be drawn.
+    """
     if not experiment.stages:
         raise ConfigError(f"experiment {experiment.name!r} has no stages", remedy="add `stages`")
+    check_assembly(experiment)
+    evaluation = experiment.evaluation
+    plan = Plan(
+        settings=experiment,
+        trained=experiment.noise_schedule,
+        text_dropout=text_dropout(experiment) if evaluation.metrics or evaluation.studies else None,
+        guidance=experiment.guidance,
+        steps=experiment.sampling.steps,
+    )
+    check_plan(plan)
 
 
-def check_negatives(guidance: Guidance, negatives: int) -> None:
-    """Raises ConfigError where negative prompts would be ignored."""
-    if negatives and not guidance.uses_negatives:
+def check_assembly(settings: PipelineSettings) -> None:
+    """Raises ConfigError where components do not fit each other, PluginError where one breaks its
+    contract.
+    """
+    for check in ASSEMBLY:
+        check(settings)
+
+
+def check_plan(plan: Plan) -> None:
+    """Raises ConfigError or PluginError where sampling like this would fail or mislead."""
+    for check in SAMPLING:
+        check(plan)
+
+
+def text_dropout(experiment: Experiment) -> float | None:
+    """The rate of the last stage that has one."""
+    rates = [stage.objective.text_dropout for stage in experiment.stages.values()]
+    return next((rate for rate in reversed(rates) if rate is not None), None)
+
+
+def check_schedule(settings: PipelineSettings) -> None:
+    """The noise schedule keeps its contract at 65 times."""
+    import torch
+
+    schedule = settings.noise_schedule
+    place = f"noise_schedule {schedule.name}"
+    t = torch.linspace(0, 1, 65, dtype=torch.float64)
+    alpha, sigma = schedule.alpha_sigma(t)
+    if not alpha.shape == sigma.shape == t.shape:
+        problem = (
+            f"expected alpha and sigma of shape {tuple(t.shape)}, as that of t, "
+            f"got {tuple(alpha.shape)} and {tuple(sigma.shape)}"
+        )
+        raise PluginError(problem, place=place)
+    for i in (~(alpha.isfinite() & sigma.isfinite())).nonzero().flatten().tolist():
+        problem = f"expected finite numbers, got alpha {alpha[i]:g} and sigma {sigma[i]:g}"
+        raise PluginError(f"{problem} at t = {t[i]:g}", place=place)
+    # Ratios are compared crosswise, as sigma is 0 at one end and alpha may be at the other.
+    rises = sigma[1:] * alpha[:-1] <= sigma[:-1] * alpha[1:]
+    for i in rises.nonzero().flatten().tolist():
+        before, after = ((alpha / sigma) ** 2)[i : i + 2]
+        problem = f"expected an SNR that falls with t, got {before:g} at t = {t[i]:g}"
+        raise PluginError(f"{problem} and {after:g} at t = {t[i + 1]:g}", place=place)
+
+
+def check_picture_size(settings: PipelineSettings) -> None:
+    """Pictures divide into latents, and latents into what the denoiser needs."""
+    (height, width), factor = settings.data.picture_size, settings.autoencoder.factor
+    if height % factor or width % factor:
         raise ConfigError(
-            f"the guidance {guidance.name!r} ignores negative prompts",
+            f"pictures are {height} x {width}, but the autoencoder "
+            f"{settings.autoencoder.name!r} needs multiples of {factor}",
+            remedy="change the size of the pictures, or the autoencoder",
+        )
+    height, width, multiple = height // factor, width // factor, settings.denoiser.multiple
+    if height % multiple or width % multiple:
+        raise ConfigError(
+            f"latents are {height} x {width}, but the denoiser {settings.denoiser.name!r} needs "
+            f"multiples of {multiple}",
+            remedy="change the size of the pictures, or the options of the denoiser",
+        )
+
+
+def check_same_prediction(trained: PipelineSettings, wanted: PipelineSettings) -> None:
+    """Raises ConfigError where what a model says would be taken for something else."""
+    was, now = trained.denoiser.prediction, wanted.denoiser.prediction
+    if was != now:
+        raise ConfigError(
+            f"this model was trained to predict {was} and cannot predict {now}",
+            remedy="leave denoiser.prediction as it is, or train again",
+        )
+
+
+def check_signal(plan: Plan) -> None:
+    """An epsilon prediction is not asked for x0 where x_t holds nothing of it.
+
+    That is where alpha / sigma is below the resolution of float32, in which x_t is held.
+    """
+    import torch
+
+    schedule, first = plan.settings.noise_schedule, plan.times[0]
+    alpha, sigma = schedule.alpha_sigma(first)
+    blind = float(alpha) <= torch.finfo(torch.float32).eps * float(sigma)
+    if blind and plan.settings.denoiser.prediction == "epsilon":
+        raise ConfigError(
+            f"{plan.steps} steps of the time_grid {plan.settings.time_grid.name!r} visit "
+            f"t = {float(first):g}, where noise_schedule {schedule.name!r} leaves no signal "
+            f"(alpha is {float(alpha):g}) and epsilon says nothing about x0",
+            remedy="use a grid that starts later (--set time_grid=leading), or train another "
+            "prediction (--set denoiser.prediction=v, or x0)",
+        )
+
+
+def check_mapping(plan: Plan) -> None:
+    """The model has seen every noise level at which it is asked."""
+    if plan.mismatch > LOG_SNR_TOLERANCE:
+        raise ConfigError(
+            f"noise_schedule {plan.settings.noise_schedule.name!r} at t = "
+            f"{float(plan.times[0]):g} is noisier than {plan.trained.name!r}, which the model was "
+            f"trained with, ever is: log SNR would be off by {plan.mismatch:.2g}, and at most "
+            f"{LOG_SNR_TOLERANCE} is accepted",
+            remedy="use a grid that starts later (--set time_grid=leading), or leave "
+            "noise_schedule as it is",
+        )
+
+
+def check_negatives(plan: Plan) -> None:
+    """Negative prompts are used."""
+    if plan.negatives and not plan.guidance.uses_negatives:
+        raise ConfigError(
+            f"the guidance {plan.guidance.name!r} ignores negative prompts",
             remedy="use one that takes them, such as --set guidance=negative_prompt",
         )
 
 
+def check_needs(plan: Plan) -> None:
+    """The models, variants and texts that the guidance asks for are there."""
+    check_branches(plan.guidance, plan.branches, {"main": plan.settings.denoiser}, plan.negatives)
+
+
+def check_null(plan: Plan) -> None:
+    """The model knows the null condition, where guidance asks for it."""
+    if plan.text_dropout == 0 and any(branch.text == "null" for branch in plan.branches):
+        raise ConfigError(
+            f"the guidance {plan.guidance.name!r} asks for the null condition, which a model "
+            "trained with text_dropout: 0 does not know",
+            remedy="use --set guidance=none, or train with text_dropout, such as 0.1",
+        )
+
+
 def check_branches(
-    guidance: Guidance, branches: Iterable[Branch], denoisers: Mapping[str, DenoiserModule]
+    guidance: Guidance,
+    branches: Iterable[Branch],
+    denoisers: Mapping[str, Denoiser],
+    negatives: int,
 ) -> None:
-    """Raises ConfigError where a guidance asks for a model or a variant that is not there."""
+    """Raises ConfigError where a guidance asks for a model or a variant that is not there,
+    PluginError where for a negative that was not given.
+    """
     for branch in branches:
         if branch.model not in denoisers:
             problem = f"the guidance {guidance.name!r} needs a {branch.model!r} model"
             raise ConfigError(problem, remedy=f"the pipeline has: {', '.join(denoisers)}")
-        variants = denoisers[branch.model].variants()
-        if branch.variant is not None and branch.variant not in variants:
-            known = ", ".join(sorted(variants)) or "none"
+        denoiser = denoisers[branch.model]
+        if branch.variant is not None and branch.variant not in denoiser.variants:
+            known = ", ".join(sorted(denoiser.variants)) or "none"
             raise ConfigError(
                 f"the guidance {guidance.name!r} needs a denoiser with variant {branch.variant!r}",
-                remedy=f"it offers: {known}",
+                remedy=f"the denoiser {denoiser.name!r} offers: {known}",
             )
+        if branch.text == "negative" and branch.index >= negatives:
+            problem = f"expected an index below {negatives}, the number of negatives"
+            raise PluginError(f"{problem}, got {branch.index}", place=f"guidance {guidance.name}")
 
 
-def check_same_schedule(trained: PipelineSettings, wanted: PipelineSettings) -> None:
-    """Raises ConfigError where a model would be sampled with a schedule it was not trained with."""
-    if trained.noise_schedule != wanted.noise_schedule:
-        raise ConfigError(
-            f"this model was trained with {trained.noise_schedule} and cannot be sampled with "
-            f"{wanted.noise_schedule}",
-            remedy="train it with that schedule, or leave noise_schedule as it is",
-        )
+ASSEMBLY = (check_schedule, check_picture_size)
+SAMPLING = (check_signal, check_mapping, check_negatives, check_needs, check_null)

@@ -188,13 +188,27 @@ class Denoiser(Component):
 
     kind = "denoiser"
 
+    @property
+    @abstractmethod
+    def prediction(self) -> PredictionType:
+        """What the output of the module is."""
+
+    @property
+    def multiple(self) -> int:
+        """Height and width of the latents must be multiples of it."""
+        return 1
+
+    @property
+    def variants(self) -> frozenset[str]:
+        """The perturbed forms of itself that guidance may ask for."""
+        return frozenset()
+
     @abstractmethod
     def build(self, space: Space) -> DenoiserModule:
-        """The module, for this space.
+        """The module, for this space, whose height and width are multiples of `multiple`.
 
         Raises:
-            ConfigError: the options do not fit the space, such as a height that the levels do not
-                divide.
+            ConfigError: the options do not fit each other or the space.
         """
 
 
@@ -202,6 +216,16 @@ class Autoencoder(Component):
     """Pixels to latents."""
 
     kind = "autoencoder"
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """C of the latents."""
+
+    @property
+    @abstractmethod
+    def factor(self) -> int:
+        """How many pixels one latent is high and wide."""
 
     @abstractmethod
     def build(self) -> AutoencoderModule:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from sfumato.prediction import PredictionType
     from sfumato.randomness import Draw
     from sfumato.records import Batch, Losses, TextEmbedding
 
@@ -25,7 +24,7 @@ class TextEncoderModule(nn.Module, ABC):
     Attributes:
         width: D, of the tokens.
         pooled_width: P, of the pooled vector.
-        positions: the most tokens that one prompt may have, start and end included.
+        positions: the most tokens that are read at once, start and end included.
         files: what, beside the weights, makes this module again (a vocabulary, a configuration), by
             file name. They are stored in the checkpoint and come back through `TextEncoder.build`.
     """
@@ -40,7 +39,8 @@ class TextEncoderModule(nn.Module, ABC):
         """Embeds B prompts, each independently of its neighbours, on the device of the weights.
 
         Raises:
-            ConfigError: a prompt has more tokens than `positions`; nothing is cut off in silence.
+            ConfigError: a prompt has more tokens than `positions` and is not encoded in pieces;
+                nothing is cut off in silence.
         """
 
     def null(self, batch: int) -> TextEmbedding:
@@ -66,9 +66,7 @@ class JointEncoderModule(TextEncoderModule):
 
 
 class DenoiserModule(nn.Module, ABC):
-    """Predicts epsilon, x0, v or flow, as `prediction` says."""
-
-    prediction: PredictionType
+    """Predicts epsilon, x0, v or flow, as `prediction` of its settings says."""
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, condition: Any, variant: str | None = None) -> Tensor:
@@ -78,15 +76,11 @@ class DenoiserModule(nn.Module, ABC):
             x_t: (B, C, H, W).
             t: (B,) float64 in [0, 1].
             condition: the `TextEmbedding` of the prompts, or what `precompute` made of it.
-            variant: one of `variants()`.
+            variant: one of `variants` of its settings; None is the plain form.
 
         Returns:
             Like x_t.
         """
-
-    def variants(self) -> frozenset[str]:
-        """The perturbed forms of itself that guidance may ask for."""
-        return frozenset()
 
     def precompute(self, text: TextEmbedding, times: Tensor) -> Any:
         """All that does not change from step to step, to be handed to `forward` as its condition.
@@ -99,19 +93,11 @@ class DenoiserModule(nn.Module, ABC):
 
 
 class AutoencoderModule(nn.Module, ABC):
-    """Pixels to latents and back.
-
-    Attributes:
-        channels: C of the latents.
-        factor: how many pixels one latent is high and wide.
-    """
-
-    channels: int
-    factor: int
+    """Pixels to latents and back; `channels` and `factor` are those of its settings."""
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] to scaled latents (B, C, H / factor, W / factor)."""
+        """(B, 3, H, W) in [-1, 1] to scaled latents (B, channels, H / factor, W / factor)."""
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
@@ -16,14 +17,14 @@ from sfumato.randomness import Draw
 from sfumato.records import SampleStep, Space, TextEmbedding
 from sfumato.registry import Registry
 from sfumato.runs import Run
-from sfumato.sampling import GuidedDenoiser, Texts, reverse, times_of
+from sfumato.sampling import GuidedDenoiser, Model, Texts, reverse
 from sfumato.watchers import Watchers
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from sfumato.experiment import PipelineSettings
-    from sfumato.interfaces import Guidance
+    from sfumato.interfaces import Guidance, NoiseSchedule
 
 MODULES = ("text_encoder", "denoiser", "autoencoder")
 Negative = str | Sequence[str | Sequence[str]] | None
@@ -38,6 +39,8 @@ class Pipeline:
         denoiser: predicts.
         autoencoder: pixels to latents.
         trained: the slots whose weights a stage has trained; None where nobody keeps count.
+        text_dropout: the share of texts that the denoiser is trained without; None where unknown.
+        schedule: the noise schedule that the denoiser is trained with.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Pipeline:
         files: Mapping[str, bytes],
         seed: int = 0,
         watchers: Watchers | None = None,
+        schedule: NoiseSchedule | None = None,
     ) -> None:
         """Builds the modules on the CPU, in eval mode, with fresh weights that depend on `seed`
         alone.
@@ -56,27 +60,25 @@ class Pipeline:
             seed: of the weights; each slot has its own stream, so that a swap leaves the others
                 alone.
             watchers: told of each step of sampling.
+            schedule: what the denoiser is trained with; by default that of the settings.
         """
         self.settings = settings
         self.watchers = watchers or Watchers()
         self.trained: frozenset[str] | None = None
+        self.text_dropout: float | None = None
+        self.schedule = schedule or settings.noise_schedule
         with _seeded(seed, "autoencoder"):
             self.autoencoder = settings.autoencoder.build()
         with _seeded(seed, "text_encoder"):
             self.text_encoder = settings.text_encoder.build(files)
-        height, width = settings.data.picture_size
-        factor = self.autoencoder.factor
-        if height % factor or width % factor:
-            raise ConfigError(
-                f"pictures of {height} x {width} do not divide by the autoencoder's {factor}"
-            )
+        channels, height, width = self.latent_shape
         space = Space(
-            channels=self.autoencoder.channels,
-            height=height // factor,
-            width=width // factor,
+            channels=channels,
+            height=height,
+            width=width,
             text_width=self.text_encoder.width,
             pooled_width=self.text_encoder.pooled_width,
-            schedule=settings.noise_schedule,
+            schedule=self.schedule,
         )
         with _seeded(seed, "denoiser"):
             self.denoiser = settings.denoiser.build(space)
@@ -109,11 +111,18 @@ class Pipeline:
         tree = folder.settings()
         trained = registry.structure(tree, folder.path.name)
         settings = registry.structure(registry.override(tree, overrides), folder.path.name)
-        compatibility.check_same_schedule(trained, settings)
+        compatibility.check_assembly(settings)
+        compatibility.check_same_prediction(trained, settings)
         path = folder.newest_checkpoint()
         states, files, manifest = checkpoint.read(path)
-        pipeline = cls(settings, files, watchers=registry.catalogue.watchers())
+        pipeline = cls(
+            settings,
+            files,
+            watchers=registry.catalogue.watchers(),
+            schedule=trained.noise_schedule,
+        )
         pipeline.trained = frozenset(manifest["trained"])
+        pipeline.text_dropout = manifest["text_dropout"]
         for slot, module in pipeline.modules().items():
             if slot in states:
                 checkpoint.restore(module, states[slot], str(path / f"{slot}.safetensors"))
@@ -124,6 +133,12 @@ class Pipeline:
     def modules(self) -> dict[str, nn.Module]:
         """The built modules by slot."""
         return {slot: getattr(self, slot) for slot in MODULES}
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what is diffused."""
+        autoencoder, (height, width) = self.settings.autoencoder, self.settings.data.picture_size
+        return autoencoder.channels, height // autoencoder.factor, width // autoencoder.factor
 
     @property
     def device(self) -> torch.device:
@@ -140,6 +155,35 @@ class Pipeline:
     def encode(self, prompts: Sequence[str]) -> TextEmbedding:
         """Embeds B prompts."""
         return self.text_encoder.encode(prompts)
+
+    def plan(
+        self,
+        *,
+        steps: int | None = None,
+        guidance: Guidance | None = None,
+        negatives: int = 0,
+    ) -> compatibility.Plan:
+        """What `sample` with these arguments will do, checked; nothing is computed for it.
+
+        Args:
+            steps: as for `sample`.
+            guidance: as for `sample`.
+            negatives: how many each prompt has.
+
+        Raises:
+            ConfigError: `sample` would refuse.
+            PluginError: a component breaks its contract.
+        """
+        plan = compatibility.Plan(
+            settings=self.settings,
+            trained=self.schedule,
+            text_dropout=self.text_dropout,
+            guidance=guidance or self.settings.guidance,
+            steps=self.settings.sampling.steps if steps is None else steps,
+            negatives=negatives,
+        )
+        compatibility.check_plan(plan)
+        return plan
 
     def sample(
         self,
@@ -193,41 +237,38 @@ class Pipeline:
         rows: slice = slice(None),
     ) -> Iterator[SampleStep]:
         """The steps of `sample` in latents, for those prompts that `rows` selects."""
-        settings = self.settings
-        guidance = guidance or settings.guidance
+        schedule = self.settings.noise_schedule
         self._check_request(prompts, steps)
         negatives = _negatives(negative, prompts)
-        compatibility.check_negatives(guidance, len(negatives))
+        plan = self.plan(steps=steps, guidance=guidance, negatives=len(negatives))
+        if plan.mapping is not None:
+            warnings.warn(plan.mapping, stacklevel=2)
         examples = torch.arange(len(prompts))
         if not isinstance(seed, int):
             if len(seed) != len(prompts):
                 raise ConfigError(f"{len(seed)} seeds for {len(prompts)} prompts")
             seed, examples = seed[rows], torch.zeros_like(examples)
         examples = examples[rows].to(self.device)
-        steps = settings.sampling.steps if steps is None else steps
-        times = times_of(settings.time_grid, steps, settings.noise_schedule)
         null = self.text_encoder.null(len(examples))
         texts = Texts(
             prompt=self.encode(prompts[rows]),
             null=null,
             negatives=[self._encode_or_null(texts[rows], null) for texts in negatives],
         )
-        factor, (height, width) = self.autoencoder.factor, settings.data.picture_size
-        shape = (self.autoencoder.channels, height // factor, width // factor)
+        shape = self.latent_shape
 
         def draw(index: int) -> Tensor:
             here = Draw(seed=seed, stream="sample", examples=examples, index=index)
             return here.normal("noise", shape)
 
         if start is None:
-            x = draw(0) * settings.noise_schedule.start_scale(float(times[0]))
+            x = draw(0) * schedule.start_scale(float(plan.times[0]))
         else:
             x = _checked_start(start, (len(prompts), *shape))[rows].to(self.device).float()
-        denoise = GuidedDenoiser(
-            {"main": self.denoiser}, guidance, settings.noise_schedule, texts, times
-        )
+        main = Model(module=self.denoiser, settings=self.settings.denoiser, schedule=self.schedule)
+        denoise = GuidedDenoiser({"main": main}, plan.guidance, schedule, texts, plan.times)
         calls = itertools.count(1)
-        for step in reverse(settings.sampler, denoise, x, lambda: draw(next(calls))):
+        for step in reverse(self.settings.sampler, denoise, x, lambda: draw(next(calls))):
             self.watchers.notify("sfumato_on_sample_step", step=step)
             yield step
 

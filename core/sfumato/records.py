@@ -11,6 +11,7 @@ sigma eps`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -63,7 +64,33 @@ class TextEmbedding:
         def pick(own: Tensor, other: Tensor) -> Tensor:
             return other.where(rows.reshape(-1, *(1,) * (own.dim() - 1)), own)
 
-        return self.map(pick, by)
+        own, other = TextEmbedding.aligned(self, by)
+        return own.map(pick, other)
+
+    @staticmethod
+    def cat(*embeddings: TextEmbedding) -> TextEmbedding:
+        """One batch of all prompts in their order."""
+        import torch
+
+        first, *rest = TextEmbedding.aligned(*embeddings)
+        return first.map(lambda *parts: torch.cat(parts), *rest)
+
+    @staticmethod
+    def aligned(*embeddings: TextEmbedding) -> list[TextEmbedding]:
+        """The same with one L, the least common multiple: the tokens of each are repeated whole.
+
+        Attention over n copies of the keys weighs each with 1/n of its weight: what it returns is
+        that of one copy, for any mask. So no prompt depends on the length of its neighbours, as it
+        would through padding. A denoiser that gives text tokens a place of its own breaks that.
+        """
+        lengths = [embedding.tokens.shape[1] for embedding in embeddings]
+        copies = [math.lcm(*lengths) // length for length in lengths]
+        return [
+            attrs.evolve(one, tokens=one.tokens.repeat(1, n, 1), mask=one.mask.repeat(1, n))
+            if n > 1
+            else one
+            for one, n in zip(embeddings, copies, strict=True)
+        ]
 
 
 @attrs.frozen(kw_only=True)

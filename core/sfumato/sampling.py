@@ -15,14 +15,24 @@ import attrs
 import torch
 from torch import Tensor
 
-from sfumato import compatibility
+from sfumato import compatibility, trajectory
 from sfumato.errors import PluginError
+from sfumato.interfaces import Denoiser, NoiseSchedule
+from sfumato.modules import DenoiserModule
 from sfumato.prediction import solve
-from sfumato.records import Branch, GuidanceStep, Guided, Prediction, SampleStep, TextEmbedding
+from sfumato.records import Branch, Guided, Prediction, SampleStep, TextEmbedding
 
 if TYPE_CHECKING:
-    from sfumato.interfaces import Guidance, NoiseSchedule, Sampler, TimeGrid
-    from sfumato.modules import DenoiserModule
+    from sfumato.interfaces import Guidance, Sampler
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Model:
+    """A denoiser, its settings, and the schedule that it was trained with."""
+
+    module: DenoiserModule
+    settings: Denoiser
+    schedule: NoiseSchedule
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -45,85 +55,61 @@ class GuidedDenoiser:
 
     def __init__(
         self,
-        denoisers: Mapping[str, DenoiserModule],
+        models: Mapping[str, Model],
         guidance: Guidance,
         schedule: NoiseSchedule,
         texts: Texts,
         times: Tensor,
     ) -> None:
-        """Args: the denoisers by the name that branches call them, and what does not change on the
-        way.
+        """Args: the models by the name that branches call them, and what does not change on the
+        way. `schedule` is that of the trajectory.
         """
-        self.denoisers, self.guidance, self.schedule = denoisers, guidance, schedule
+        self.models, self.guidance, self.schedule = models, guidance, schedule
         self.texts, self.times = texts, times
         self._memory: Any = None
         self._conditions: dict[tuple[Branch, ...], Any] = {}
 
     def __call__(self, x: Tensor, t: Tensor) -> Guided:
         """Args: x (B, C, H, W); t, (), float64 on the CPU."""
-        alpha, sigma = self.schedule.alpha_sigma(t)
-        step = GuidanceStep(
-            t=float(t),
-            alpha=float(alpha),
-            sigma=float(sigma),
-            index=int((self.times > t).sum()),
-            steps=len(self.times) - 1,
-            negatives=len(self.texts.negatives),
-        )
+        negatives = len(self.texts.negatives)
+        step = trajectory.guidance_step(t, self.times, self.schedule, negatives)
         branches = self.guidance.branches(step)
-        compatibility.check_branches(self.guidance, branches, self.denoisers)
+        # A sampler may ask between the times of the grid, which no check before has seen.
+        settings = {name: model.settings for name, model in self.models.items()}
+        compatibility.check_branches(self.guidance, branches, settings, negatives)
         groups: dict[tuple[str, str | None], list[Branch]] = {}
         for branch in branches:
             groups.setdefault((branch.model, branch.variant), []).append(branch)
         predictions: dict[Branch, Prediction] = {}
         for group in groups.values():
-            predicted = self._predict(x, t, group, alpha, sigma)
-            predictions.update(zip(group, predicted, strict=True))
+            predictions.update(zip(group, self._predict(x, t, group), strict=True))
         guided, self._memory = self.guidance.combine(predictions, step, None, self._memory)
         return guided
 
-    def _predict(
-        self, x: Tensor, t: Tensor, branches: list[Branch], alpha: Tensor, sigma: Tensor
-    ) -> list[Prediction]:
+    def _predict(self, x: Tensor, t: Tensor, branches: list[Branch]) -> list[Prediction]:
         """The predictions of branches that share a model and a variant, in one forward pass."""
-        model, variant = branches[0].model, branches[0].variant
-        denoiser = self.denoisers[model]
+        model, variant = self.models[branches[0].model], branches[0].variant
+        x = x * trajectory.rescaling(t, self.schedule, model.schedule)
+        t = trajectory.matched(t, self.schedule, model.schedule)
+        alpha, sigma = model.schedule.alpha_sigma(t)
         x_t = x.repeat(len(branches), 1, 1, 1)
         time = t.to(x.device).expand(len(x_t))
-        output = denoiser(x_t, time, self._condition(denoiser, tuple(branches)), variant)
+        output = model.module(x_t, time, self._condition(model, tuple(branches)), variant)
         if output.shape != x_t.shape:
             raise PluginError(
-                f"returned shape {tuple(output.shape)}, expected {tuple(x_t.shape)}",
-                place=f"denoiser {type(denoiser).__name__}",
+                f"expected shape {tuple(x_t.shape)}, got {tuple(output.shape)}",
+                place=f"denoiser {model.settings.name}",
             )
-        both = solve(denoiser.prediction, output.to(x.dtype), x_t, alpha, sigma)
+        both = solve(model.settings.prediction, output.to(x.dtype), x_t, alpha, sigma)
         pairs = zip(both.x0.chunk(len(branches)), both.eps.chunk(len(branches)), strict=True)
         return [Prediction(x0, eps) for x0, eps in pairs]
 
-    def _condition(self, denoiser: DenoiserModule, branches: tuple[Branch, ...]) -> Any:
+    def _condition(self, model: Model, branches: tuple[Branch, ...]) -> Any:
         if branches not in self._conditions:
-            first, *rest = [self.texts.of(branch) for branch in branches]
-            text = first.map(lambda *parts: torch.cat(parts), *rest)
-            self._conditions[branches] = denoiser.precompute(text, self.times[:-1])
+            text = TextEmbedding.cat(*(self.texts.of(branch) for branch in branches))
+            times = trajectory.matched(self.times[:-1], self.schedule, model.schedule)
+            self._conditions[branches] = model.module.precompute(text, times)
         return self._conditions[branches]
-
-
-def times_of(grid: TimeGrid, steps: int, schedule: NoiseSchedule) -> Tensor:
-    """The times of a grid, (steps + 1,) float64 on the CPU.
-
-    Raises:
-        PluginError: the grid breaks its contract.
-    """
-    times = grid.times(steps, schedule).double().cpu()
-    falling = (
-        bool((times[1:] < times[:-1]).all()) and 0 <= float(times[-1]) and float(times[0]) <= 1
-    )
-    if times.shape != (steps + 1,) or not falling:
-        raise PluginError(
-            f"expected {steps + 1} falling times in [0, 1], got {times.tolist()}",
-            place=f"time_grid {grid.name}",
-        )
-    return times
 
 
 def reverse(
@@ -149,10 +135,11 @@ def reverse(
     for step in sampler.run(denoise, denoise.schedule, start, denoise.times, noise):
         finite.append(step.x.isfinite().all())
         if len(finite) > steps:
-            raise PluginError(f"took more than {steps} steps", place=f"sampler {sampler.name}")
+            problem = f"expected {steps} steps, got more"
+            raise PluginError(problem, place=f"sampler {sampler.name}")
         yield step
     if len(finite) != steps:
-        problem = f"took {len(finite)} steps, expected {steps}"
+        problem = f"expected {steps} steps, got {len(finite)}"
         raise PluginError(problem, place=f"sampler {sampler.name}")
     # Looked at once, at the end: a look at every step would make the host wait for the device.
     wrong = (~torch.stack(finite)).nonzero()

@@ -66,6 +66,7 @@ def train(
     split = experiment.data.split("train")
     captions = (split.caption(i) for i in range(len(split)))
     pipeline = Pipeline(experiment, experiment.text_encoder.fit(captions), experiment.seed)
+    pipeline.text_dropout = compatibility.text_dropout(experiment)
     loop = _Loop(experiment, pipeline, split, Single(device))
     evaluation.check(pipeline, experiment.evaluation)
     path = Path(out) if out else runs.free_path(Path("runs") / experiment.name)

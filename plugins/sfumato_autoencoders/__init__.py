@@ -21,6 +21,16 @@ class Pixels(Autoencoder):
 
     name = "pixels"
 
+    @property
+    def channels(self) -> int:
+        """Red, green and blue."""
+        return 3
+
+    @property
+    def factor(self) -> int:
+        """1: a latent is a pixel."""
+        return 1
+
     def build(self) -> AutoencoderModule:
         """A module without weights."""
         from sfumato_autoencoders.pixels import PixelsModule
@@ -39,6 +49,16 @@ class Patches(Autoencoder):
     name = "patches"
 
     side: int = option(2, "pixels of a square's side", ge(1))
+
+    @property
+    def channels(self) -> int:
+        """The colors of all pixels of a square."""
+        return 3 * self.side**2
+
+    @property
+    def factor(self) -> int:
+        """`side`."""
+        return self.side
 
     def build(self) -> AutoencoderModule:
         """A module without weights."""

@@ -18,13 +18,12 @@ class PatchesModule(AutoencoderModule):
     def __init__(self, side: int) -> None:
         """`side` is that of a square, in pixels."""
         super().__init__()
-        self.channels = 3 * side * side
-        self.factor = side
+        self.side = side
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, 3 side^2, H / side, W / side)."""
-        return functional.pixel_unshuffle(images, self.factor)
+        return functional.pixel_unshuffle(images, self.side)
 
     def decode(self, latents: Tensor) -> Tensor:
         """The reverse."""
-        return functional.pixel_shuffle(latents, self.factor)
+        return functional.pixel_shuffle(latents, self.side)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from sfumato import ObjectiveModule, Pipeline, TextEncoderModule
+    from sfumato_clip.encoder import ClipTextEncoder
 
 SFUMATO_API = 1
 
@@ -27,9 +28,12 @@ class Clip(TextEncoder):
     """Two transformers, for text and for pictures, whose pooled outputs are projected to one space.
 
     From nothing it learns its own byte-level BPE vocabulary from the captions. With `pretrained`
-    the architecture, the weights and the tokenizer are those of the folder, and no other option may
-    be changed; a folder without a vision tower, such as Stable Diffusion's `text_encoder`, makes an
-    encoder of text only.
+    the architecture, the weights and the tokenizer are those of the folder, and no option that says
+    what is built may be changed; a folder without a vision tower, such as Stable Diffusion's
+    `text_encoder`, makes an encoder of text only.
+
+    A prompt of more tokens than `positions` is refused, or cut into chunks that fit, each encoded
+    on its own with a start and an end; their tokens stand in a row, and the first is pooled.
 
     References:
         Learning Transferable Visual Models From Natural Language Supervision, 2021,
@@ -44,6 +48,9 @@ class Clip(TextEncoder):
         4096, "the most tokens to learn: 256 bytes, start, end, merges", ge(258)
     )
     positions: int = option(77, "the most tokens of a prompt, start and end included", ge(2))
+    long_prompts: Literal["refuse", "chunks"] = option(
+        "refuse", "what becomes of a prompt of more tokens; may be changed after training"
+    )
     width: int = option(128, "width of the text tower", ge(1))
     layers: int = option(3, "layers of the text tower", ge(1))
     heads: int = option(4, "attention heads of the text tower", ge(1))
@@ -57,12 +64,17 @@ class Clip(TextEncoder):
         changed = [
             field.name
             for field in attrs.fields(type(self))
-            if getattr(self, field.name) != field.default
+            if field.name != "long_prompts" and getattr(self, field.name) != field.default
         ]
         if self.pretrained is not None and len(changed) > 1:
             raise ConfigError(
                 f"clip has {', '.join(changed)}, but pretrained alone says what is built",
                 remedy="drop pretrained, or the others",
+            )
+        if self.long_prompts == "chunks" and self.positions == 2:
+            raise ConfigError(
+                "clip has long_prompts: chunks, but 2 positions hold a start and an end alone",
+                remedy="change positions",
             )
         for whole, part in (
             ("width", "heads"),
@@ -94,10 +106,14 @@ class Clip(TextEncoder):
         from sfumato_clip import architecture, pretrained
 
         if self.pretrained is None:
-            return architecture.from_options(self, files)
-        if files:
-            return pretrained.from_files(files)
-        return pretrained.from_source(self.pretrained)
+            module: ClipTextEncoder = architecture.from_options(self, files)
+        elif files:
+            module = pretrained.from_files(files)
+        else:
+            module = pretrained.from_source(self.pretrained)
+        if self.long_prompts == "chunks":
+            module.split_long_prompts()
+        return module
 
 
 @attrs.frozen(kw_only=True)

@@ -1,12 +1,13 @@
 """Prompts and pictures to vectors, with the models of `transformers`.
 
-The text tower reads `positions` tokens, padding included and unmasked, as Stable Diffusion does. It
-is causal, so padding never reaches the tokens before it, but what stands at the padding reaches
-whoever attends to it. Knows nothing about folders.
+The text tower reads `positions` tokens at once, padding included and unmasked, as Stable Diffusion
+does. It is causal, so padding never reaches the tokens before it, but what stands at the padding
+reaches whoever attends to it. Knows nothing about folders.
 """
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from sfumato import ConfigError, JointEncoderModule, TextEmbedding, TextEncoderM
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from tokenizers import Encoding
     from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection
 
 
@@ -46,34 +48,59 @@ class ClipTextEncoder(TextEncoderModule):
             model.text_projection.out_features if hasattr(model, "text_projection") else self.width
         )
 
+    def split_long_prompts(self) -> None:
+        """From now on a prompt of more tokens than `positions` is encoded in chunks, not refused."""
+        # What the tokenizer cuts off it keeps as further chunks, each with a start and an end.
+        self._tokenizer.enable_truncation(self.positions)
+
     def encode(self, prompts: Sequence[str]) -> TextEmbedding:
-        """Tokens (B, positions, D), mask True from the start to the end token, pooled (B, P).
+        """Tokens (B, L, D), mask True from each start to its end token, pooled (B, P).
+
+        L is `positions`, or a multiple of it where a prompt has several chunks (see
+        `TextEmbedding.aligned`).
 
         Raises:
-            ConfigError: a prompt has more tokens than `positions`.
+            ConfigError: a prompt has more tokens than `positions`, and is not to be split.
         """
-        ids, mask = self._tokenise(prompts)
-        model = self.model
+        encodings = self._tokenizer.encode_batch(list(prompts))
+        chunks = list(map(self._chunks, prompts, encodings))
+        encoded = self._encode(list(itertools.chain.from_iterable(chunks)))
+        if len(encoded) == len(prompts):
+            return encoded
+        ends = itertools.accumulate(map(len, chunks), initial=0)
+        return TextEmbedding.cat(
+            *(_in_a_row(encoded, first, end) for first, end in itertools.pairwise(ends))
+        )
+
+    def _encode(self, chunks: Sequence[Encoding]) -> TextEmbedding:
+        device, model = self.model.device, self.model
+        ids = torch.tensor([chunk.ids for chunk in chunks], device=device)
+        mask = torch.tensor([chunk.attention_mask for chunk in chunks], device=device).bool()
         hidden = getattr(model, "text_model", model)(input_ids=ids)
         pooled = hidden.pooler_output
         if hasattr(model, "text_projection"):
             pooled = model.text_projection(pooled)
         return TextEmbedding(tokens=hidden.last_hidden_state, mask=mask, pooled=pooled)
 
-    def _tokenise(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        encodings = self._tokenizer.encode_batch(list(prompts))
-        for prompt, encoding in zip(prompts, encodings, strict=True):
-            if len(encoding.ids) > self.positions:
-                raise ConfigError(
-                    f"{len(encoding.ids)} tokens with start and end, but the text encoder reads "
-                    f"{self.positions}",
-                    place=f"prompt {textwrap.shorten(prompt, 60, placeholder=' ...')!r}",
-                    remedy="shorten it",
-                )
-        device = self.model.device
-        ids = torch.tensor([encoding.ids for encoding in encodings], device=device)
-        mask = torch.tensor([encoding.attention_mask for encoding in encodings], device=device)
-        return ids, mask.bool()
+    def _chunks(self, prompt: str, encoding: Encoding) -> list[Encoding]:
+        """What the model reads at once, `positions` tokens each."""
+        if len(encoding.ids) > self.positions:
+            raise ConfigError(
+                f"{len(encoding.ids)} tokens with start and end, but the text encoder reads "
+                f"{self.positions}",
+                place=f"prompt {textwrap.shorten(prompt, 60, placeholder=' ...')!r}",
+                remedy="shorten it, or split it with --set text_encoder.long_prompts=chunks",
+            )
+        return [encoding, *encoding.overflowing]
+
+
+def _in_a_row(chunks: TextEmbedding, first: int, end: int) -> TextEmbedding:
+    """The chunks `first` to `end` as one prompt."""
+    return TextEmbedding(
+        tokens=chunks.tokens[first:end].flatten(0, 1)[None],
+        mask=chunks.mask[first:end].flatten()[None],
+        pooled=chunks.pooled[first : first + 1],
+    )
 
 
 class ClipEncoder(ClipTextEncoder, JointEncoderModule):

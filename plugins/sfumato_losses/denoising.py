@@ -39,8 +39,9 @@ class DenoisingModule(ObjectiveModule):
             x_t=noised(x0, eps, alpha, sigma), x0=x0, eps=eps, t=t, alpha=alpha, sigma=sigma
         )
         output = self.denoiser(state.x_t, t, text)
-        wanted = target(self.denoiser.prediction, x0, eps, alpha, sigma)
+        prediction = settings.denoiser.prediction
+        wanted = target(prediction, x0, eps, alpha, sigma)
         values = settings.loss(output, wanted, state)
         if settings.loss_weight is not None:
-            values = values * settings.loss_weight(state, self.denoiser.prediction).to(values)
+            values = values * settings.loss_weight(state, prediction).to(values)
         return Losses(values=values, numbers={"text_dropout": dropped.float()})

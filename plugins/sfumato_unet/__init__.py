@@ -76,6 +76,11 @@ class UNet(Denoiser):
         """The width of the time embedding."""
         return 4 * self.channels[0]
 
+    @property
+    def multiple(self) -> int:
+        """2 for each level below the first, which halves the picture."""
+        return int(2 ** (len(self.channels) - 1))
+
     def levels(self) -> tuple[Level, ...]:
         """The levels from the finest to the coarsest.
 
@@ -109,16 +114,8 @@ class UNet(Denoiser):
         """The network, for this space.
 
         Raises:
-            ConfigError: the levels do not divide height and width, or the options disagree.
+            ConfigError: the options disagree.
         """
-        count, divisor = len(self.levels()), 2 ** (len(self.channels) - 1)
-        if space.height % divisor or space.width % divisor:
-            raise ConfigError(
-                f"{count} levels need height and width to be multiples of {divisor}, "
-                f"not {space.height} and {space.width}",
-                place="unet.channels",
-                remedy="change the size of the pictures, or the number of levels",
-            )
         from sfumato_unet.network import UNetModule
 
         return UNetModule(self, space)

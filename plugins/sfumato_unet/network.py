@@ -49,7 +49,6 @@ class UNetModule(DenoiserModule):
     def __init__(self, unet: UNet, space: Space) -> None:
         super().__init__()
         levels = unet.levels()
-        self.prediction = unet.prediction
         self.layers = unet.layers
         self.schedule = space.schedule
         self.conv_in = nn.Conv2d(space.channels, unet.channels[0], 3, padding=1)

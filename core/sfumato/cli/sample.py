@@ -56,6 +56,7 @@ def command(
         "seed": seed,
         "steps": steps or pipeline.settings.sampling.steps,
         "run": str(run),
+        "schedule_mapping": pipeline.plan(steps=steps, negatives=len(negative or [])).mapping,
         "settings": settings.plain(pipeline.settings, registry.catalogue),
     }
     pictures.save(pictures.grid(images, columns=count), out, facts)
