@@ -343,6 +343,32 @@ class TestFromNothing:
         )
 
     @torch.no_grad()
+    def test_a_long_prompt_in_chunks_is_its_pieces_in_a_row(self):
+        refusing, module = tiny(), tiny(long_prompts="chunks")
+        red = ["red " * count for count in (5, 10, 25)]  # 10 tokens and start and end are 12
+        five, ten = (refusing.encode([prompt]) for prompt in red[:2])
+        for short, chunked in zip((five, ten), map(module.encode, zip(red[:2])), strict=True):
+            assert torch.equal(short.tokens, chunked.tokens)
+            assert torch.equal(short.mask, chunked.mask)
+            assert torch.equal(short.pooled, chunked.pooled)
+        long = module.encode(red[2:])
+        close(long.tokens, torch.cat((ten.tokens, ten.tokens, five.tokens), dim=1))
+        assert torch.equal(long.mask, torch.cat((ten.mask, ten.mask, five.mask), dim=1))
+        close(long.pooled, ten.pooled)
+        both = module.encode(red[1:])
+        close(both.tokens, torch.cat((ten.tokens.repeat(1, 3, 1), long.tokens)))
+        assert torch.equal(both.mask, torch.cat((ten.mask.repeat(1, 3), long.mask)))
+        close(both.pooled, torch.cat((ten.pooled, long.pooled)))
+
+    def test_chunks_need_a_place_for_a_token(self):
+        with pytest.raises(ConfigError) as caught:
+            Clip(**TINY | {"positions": 2, "long_prompts": "chunks"})
+        assert str(caught.value) == (
+            "clip has long_prompts: chunks, but 2 positions hold a start and an end alone; "
+            "change positions"
+        )
+
+    @torch.no_grad()
     def test_rebuilt_from_its_files(self):
         first, second = tiny(), Clip(**TINY).build(tiny().files)
         second.load_state_dict(first.state_dict())

@@ -22,6 +22,7 @@ import shutil
 import sys
 import tomllib
 import types
+import warnings
 
 import attrs
 import pytest
@@ -134,8 +135,11 @@ class Page:
         with (
             contextlib.redirect_stdout(printed),
             contextlib.redirect_stderr(printed),
+            warnings.catch_warnings(),
             pytest.raises(SystemExit) as end,
         ):
+            # pytest would keep them to itself; the command says how they are shown.
+            warnings.showwarning = lambda *facts: printed.write(warnings.formatwarning(*facts[:4]))
             cli.main(arguments)
         got = printed.getvalue()
         fails = output is not None and output.startswith("error: ")
@@ -171,6 +175,7 @@ def desk(tmp_path, monkeypatch, small_run):
     return tmp_path
 
 
+@pytest.mark.filterwarnings("always::UserWarning:sfumato")  # a page may show a warning
 @pytest.mark.parametrize("page", PAGES, ids=names)
 def test_every_block_of_a_page_does_what_the_page_says(page, desk, monkeypatch):
     found = blocks(page)

@@ -64,6 +64,9 @@ class Sampler:
         self.settings = types.SimpleNamespace(data=data, guidance=guidance or Scaled())
         self.text_encoder = encoder
 
+    def plan(self, **request):
+        """Whatever a study wants to sample can be sampled."""
+
     def sample(self, prompts, *, negative=None, seed=0, guidance=None):
         guidance = guidance or self.settings.guidance
         forbidden = self.settings.data.attributes(negative or "").get("color")

@@ -24,11 +24,11 @@ def space(channels=3, height=8, width=8, text_width=12, pooled_width=10):
     )
 
 
-def text(batch, seed=1, width=12, pooled=10):
+def text(batch, seed=1, width=12, pooled=10, length=5):
     generator = torch.Generator().manual_seed(seed)
     return TextEmbedding(
-        tokens=torch.randn(batch, 5, width, generator=generator),
-        mask=torch.ones(batch, 5, dtype=torch.bool),
+        tokens=torch.randn(batch, length, width, generator=generator),
+        mask=torch.ones(batch, length, dtype=torch.bool),
         pooled=torch.randn(batch, pooled, generator=generator),
     )
 
@@ -213,6 +213,21 @@ def test_weights_come_back_from_a_file(tmp_path):
 
     with torch.no_grad():
         assert torch.equal(again(*inputs), module(*inputs))
+
+
+def test_a_text_twice_is_the_text_once():
+    """So texts of different lengths share a batch, each repeated up to a common one."""
+    module, t, words = awake(SMALL).double(), times(400, 800), text(2).map(lambda x: x.double())
+    longer = text(2, length=21).map(lambda x: x.double())
+    repeated, other = TextEmbedding.aligned(words, longer)
+    assert repeated.tokens.shape[1] == other.tokens.shape[1] > longer.tokens.shape[1]
+    x = noise(2).double()
+
+    with torch.no_grad():
+        once = module(x, t, words)
+        for condition in (repeated, module.precompute(repeated, t)):
+            torch.testing.assert_close(module(x, t, condition), once, rtol=0, atol=1e-12)
+        assert not torch.allclose(module(x, t, other), once, atol=1e-3)
 
 
 def test_works_in_bfloat16():

@@ -242,7 +242,7 @@ class Pipeline:
         negatives = _negatives(negative, prompts)
         plan = self.plan(steps=steps, guidance=guidance, negatives=len(negatives))
         if plan.mapping is not None:
-            warnings.warn(plan.mapping, stacklevel=2)
+            warnings.warn(plan.mapping, stacklevel=3)  # between the two stands no_grad
         examples = torch.arange(len(prompts))
         if not isinstance(seed, int):
             if len(seed) != len(prompts):

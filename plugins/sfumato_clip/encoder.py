@@ -49,7 +49,7 @@ class ClipTextEncoder(TextEncoderModule):
         )
 
     def split_long_prompts(self) -> None:
-        """From now on a prompt of more tokens than `positions` is encoded in chunks, not refused."""
+        """From now on encodes a prompt of more tokens than `positions` in chunks."""
         # What the tokenizer cuts off it keeps as further chunks, each with a start and an end.
         self._tokenizer.enable_truncation(self.positions)
 

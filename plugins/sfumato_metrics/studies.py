@@ -68,12 +68,14 @@ class GuidanceStudy(Study):
     metrics: tuple[Metric, ...] = option((ShapeAttributes(), Diversity()), "what is measured")
 
     def check(self, pipeline: Pipeline) -> None:
-        """Needs a guidance with a scale, enough captions, and data that the metrics can read."""
+        """Needs a guidance with a scale that this model can be sampled with, enough captions, and
+        data that the metrics can read.
+        """
         from sfumato_metrics.answering import full_captions, scaled
 
         full_captions(pipeline.settings.data, self.prompts)
         for scale in self.scales:
-            scaled(pipeline.settings.guidance, scale)
+            pipeline.plan(guidance=scaled(pipeline.settings.guidance, scale))
         for metric in self.metrics:
             metric.build(pipeline)
 
@@ -113,9 +115,12 @@ class NegativePromptStudy(Study):
     metric: Metric = option(ShapeAttributes(), "computes color_accuracy and shape_accuracy")
 
     def check(self, pipeline: Pipeline) -> None:
-        """Needs a metric that reads the color of the negative and the shapes of the prompts."""
+        """Needs a guidance that can be sampled with, and a metric that reads the color of the
+        negative and the shapes of the prompts.
+        """
         from sfumato_metrics.answering import refuse_what_cannot_be_measured
 
+        pipeline.plan(guidance=self.guidance, negatives=1)
         refuse_what_cannot_be_measured(self, pipeline)
 
     def run(self, pipeline: Pipeline, seed: int) -> Finding:
