@@ -486,5 +486,6 @@ class TestLongPrompts:
         assert "the text encoder reads 6; shorten it, or split it" in message(
             train, registry, tmp_path / "refused", *changes
         )
+        assert not (tmp_path / "refused").exists()
         changes.append("text_encoder.long_prompts=chunks")
         assert len(train(registry, tmp_path / "run", *changes)) == 10

@@ -34,6 +34,8 @@ def check(pipeline: Pipeline, evaluation: Evaluation) -> None:
         if listed.count((kind, name)) > 1:
             problem = "is listed twice, and its numbers have one name"
             raise ConfigError(problem, place=f"evaluation: {kind} {name}", remedy="drop one")
+    if evaluation.metrics:
+        pipeline.text_encoder.check(dict.fromkeys(prompts(pipeline, evaluation.count)))
     for metric in evaluation.metrics:
         metric.build(pipeline)
     for study in evaluation.studies:

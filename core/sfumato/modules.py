@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from sfumato.randomness import Draw
     from sfumato.records import Batch, Losses, TextEmbedding
@@ -41,6 +41,12 @@ class TextEncoderModule(nn.Module, ABC):
         Raises:
             ConfigError: a prompt has more tokens than `positions` and is not encoded in pieces;
                 nothing is cut off in silence.
+        """
+
+    def check(self, prompts: Iterable[str]) -> None:
+        """Raises ConfigError where `encode` would refuse a prompt, without encoding them.
+
+        Called with all captions before training, so that none is found too long on the way.
         """
 
     def null(self, batch: int) -> TextEmbedding:

@@ -64,8 +64,9 @@ def train(
     catalogue = catalogue or plugins.load()
     compatibility.check_training(experiment)
     split = experiment.data.split("train")
-    captions = (split.caption(i) for i in range(len(split)))
+    captions = [split.caption(i) for i in range(len(split))]
     pipeline = Pipeline(experiment, experiment.text_encoder.fit(captions), experiment.seed)
+    pipeline.text_encoder.check(dict.fromkeys(captions))
     pipeline.text_dropout = compatibility.text_dropout(experiment)
     loop = _Loop(experiment, pipeline, split, Single(device))
     evaluation.check(pipeline, experiment.evaluation)

@@ -19,7 +19,7 @@ from torch.nn import functional
 from sfumato import ConfigError, JointEncoderModule, TextEmbedding, TextEncoderModule
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tokenizers import Encoding
     from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection
@@ -52,6 +52,12 @@ class ClipTextEncoder(TextEncoderModule):
         """From now on encodes a prompt of more tokens than `positions` in chunks."""
         # What the tokenizer cuts off it keeps as further chunks, each with a start and an end.
         self._tokenizer.enable_truncation(self.positions)
+
+    def check(self, prompts: Iterable[str]) -> None:
+        """Raises ConfigError where a prompt is too long and not to be split."""
+        prompts = list(prompts)
+        for prompt, encoding in zip(prompts, self._tokenizer.encode_batch(prompts), strict=True):
+            self._chunks(prompt, encoding)
 
     def encode(self, prompts: Sequence[str]) -> TextEmbedding:
         """Tokens (B, L, D), mask True from each start to its end token, pooled (B, P).
