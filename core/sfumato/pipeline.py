@@ -122,7 +122,7 @@ class Pipeline:
             schedule=trained.noise_schedule,
         )
         pipeline.trained = frozenset(manifest["trained"])
-        pipeline.text_dropout = manifest["text_dropout"]
+        pipeline.text_dropout = manifest.get("text_dropout")
         for slot, module in pipeline.modules().items():
             if slot in states:
                 checkpoint.restore(module, states[slot], str(path / f"{slot}.safetensors"))

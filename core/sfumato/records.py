@@ -152,7 +152,7 @@ class Branch:
     Attributes:
         text: which text conditions it.
         index: which of the negatives, where `text` is "negative".
-        variant: which perturbed form of the denoiser (see `DenoiserModule.variants`); None is the
+        variant: which perturbed form of the denoiser (see `Denoiser.variants`); None is the
             plain one.
         model: which denoiser of the pipeline: "main" or "weak".
     """
