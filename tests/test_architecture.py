@@ -13,7 +13,7 @@ from small import ROOT
 ORDER = (
     "errors", "records", "prediction", "randomness", "modules", "interfaces", "tables", "hookspecs",
     "watchers", "admission", "document", "plugins", "settings", "lock", "experiment", "layers",
-    "registry", "schema", "trajectory", "compatibility", "checkpoint", "runs", "engine", "sampling",
+    "registry", "schema", "trajectory", "compatibility", "checkpoint", "runs", "engine", "sampling", "request",
     "pictures", "pipeline", "evaluation", "training", "cli", "testing",
 )  # fmt: skip
 CORE = sorted((ROOT / "core" / "sfumato").rglob("*.py"))

@@ -221,12 +221,12 @@ def test_the_command_line_refuses_with_a_strangers_component(sfumato, registry_f
 def test_loading_refuses_before_weights_are_read(small_run, registry, monkeypatch):
     monkeypatch.setattr("sfumato.checkpoint.read", lambda *_: pytest.fail("read"))
     assert message(Pipeline.load, small_run, ["autoencoder=thirds"], registry) == (
-        "pictures are 16 x 16, but the autoencoder 'thirds' needs multiples of 3; "
-        "change the size of the pictures, or the autoencoder"
+        "autoencoder: the weights were trained with 'pixels' and do not go with 'thirds'; "
+        "leave it as it is, or train again"
     )
-    assert message(Pipeline.load, small_run, ["denoiser.prediction=v"]) == (
-        "this model was trained to predict epsilon and cannot predict v; "
-        "leave denoiser.prediction as it is, or train again"
+    assert message(Pipeline.load, small_run, ["data.size=17"], registry) == (
+        "latents are 17 x 17, but the denoiser 'unet' needs multiples of 2; "
+        "change the size of the pictures, or the options of the denoiser"
     )
 
 
@@ -489,3 +489,17 @@ class TestLongPrompts:
         assert not (tmp_path / "refused").exists()
         changes.append("text_encoder.long_prompts=chunks")
         assert len(train(registry, tmp_path / "run", *changes)) == 10
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("stages.clip.batch=65", "stages.clip.batch: a batch of 65 is more than the 64 examples of the data; use at most 64"),
+        ("stages.denoiser={objective: contrastive, steps: 1, batch: 4}", "evaluation.metrics: evaluation draws samples, and no stage trains the denoiser; add a stage with such an objective, or leave the metrics out"),
+        ("evaluation.metrics=[shape_attributes, shape_attributes]", "evaluation: metric shape_attributes: is listed twice, and its numbers have one name; drop one"),
+        ("sampling.steps=1001", "time_grid.trailing: 1001 steps on a noise schedule of 1000 points; ask for at most 1000"),
+    ],
+)  # fmt: skip
+def test_what_would_fail_later_is_refused_before_training(registry, tmp_path, override, text):
+    assert message(train, registry, tmp_path / "run", override) == text
+    assert not (tmp_path / "run").exists()

@@ -1,14 +1,15 @@
 """The assembled system: noise belongs to the example, nothing given is ignored, contracts are held."""
 
 import json
+import shutil
 
 import attrs
+import numpy as np
 import pytest
 import torch
 
 import sfumato
 from sfumato import (
-    CheckpointError,
     ConfigError,
     Guidance,
     Guided,
@@ -166,8 +167,74 @@ def test_overrides_of_a_run_swap_components_but_not_what_was_trained(small_run):
     pipeline = Pipeline.load(small_run, ["sampler=ddpm", "guidance.scale=2"])
     assert pipeline.settings.sampler.name == "ddpm"
     assert pipeline.settings.guidance.scale == 2.0
-    text = message(Pipeline.load, small_run, ["denoiser.channels=[32, 32]"], kind=CheckpointError)
-    assert "denoiser.safetensors: holds another architecture:\n" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("denoiser.channels=[32, 32]", "denoiser.channels: the weights were trained with [16, 16] and do not go with [32, 32]; leave it as it is, or train again"),
+        ("denoiser.prediction=v", "denoiser.prediction: the weights were trained with 'epsilon' and do not go with 'v'; leave it as it is, or train again"),
+        ("denoiser.groups=2", "denoiser.groups: the weights were trained with 4 and do not go with 2; leave it as it is, or train again"),
+        ("autoencoder=patches", "autoencoder: the weights were trained with 'pixels' and do not go with 'patches'; leave it as it is, or train again"),
+        ("seed=5", "seed: has no effect on a run that is trained; give the seed to `sample` itself (--seed)"),
+        ("stages.denoiser.steps=9", "stages: has no effect on a run that is trained; leave it"),
+        ("loss_weight=p2", "loss_weight: has no effect on a run that is trained; leave it"),
+    ],
+)  # fmt: skip
+def test_what_belongs_to_the_weights_or_to_training_is_not_overridden(small_run, override, text):
+    assert message(Pipeline.load, small_run, [override]) == text
+
+
+def test_settings_that_were_edited_after_training_are_refused(small_run, tmp_path):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    settings = (run / "settings.yaml").read_text()
+    (run / "settings.yaml").write_text(settings.replace("prediction: epsilon", "prediction: v"))
+    assert message(Pipeline.load, run) == (
+        "denoiser.prediction: the weights were trained with 'epsilon' and do not go with 'v'; "
+        "leave it as it is, or train again"
+    )
+
+
+def test_a_manifest_without_its_facts_is_refused(small_run, tmp_path):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    path = next((run / "checkpoints").glob("*10")) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["slots"]
+    path.write_text(json.dumps({**manifest, "step": "ten"}))
+    assert message(Pipeline.load, run).splitlines() == [
+        f"{path}: 'slots' is missing; whose weights a stage has trained",
+        f"{path}: step: expected int, got the text 'ten'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ({"steps": 2.5}, "expected steps to be a whole number, got 2.5"),
+        ({"seed": None}, "expected seed to be a whole number, got None"),
+        ({"batch": 0}, "expected a batch of at least 1, got 0"),
+        ({"guidance": 7.5}, "expected a guidance, got 7.5; make one with sfumato.create('guidance', 'cfg', scale=4.0)"),
+        ({"negative": 3}, "expected negative to be texts, got 3"),
+        ({"negative": ["a", "b"]}, "2 negatives for 1 prompts; give one text for all, or one item for each prompt"),
+        ({"start": [1]}, "expected start to be a tensor, got list"),
+        ({"start": torch.full((1, 3, 16, 16), torch.nan)}, "start holds values that are not finite"),
+        ({"prompts": [None]}, "expected a list of prompts, got [None]"),
+    ],
+)  # fmt: skip
+def test_wrong_requests_are_refused(pipeline, asked, text):
+    assert message(pipeline.sample, asked.pop("prompts", ["a"]), **asked) == text
+
+
+def test_numbers_of_other_libraries_are_numbers(pipeline):
+    ours = pipeline.sample(["a"], steps=2, seed=3)
+    assert torch.equal(pipeline.sample(["a"], steps=np.int64(2), seed=np.int64(3)), ours)
+
+
+def test_saturated_pictures_are_flagged(pipeline):
+    guidance = sfumato.create("guidance", "cfg", scale=30.0)
+    flag = "^2 of 2 pictures are saturated: over 90% of their values"
+    with pytest.warns(UserWarning, match=flag):
+        pipeline.sample(["a red circle", "a blue square"], steps=4, guidance=guidance)
 
 
 def test_what_is_no_run_is_refused(tmp_path):

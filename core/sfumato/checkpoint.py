@@ -62,8 +62,17 @@ def write(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, bytes], dict[str, Any]]:
-    """State by slot, further files by name, and the manifest of a checkpoint.
+def facts(path: Path) -> dict[str, Any]:
+    """What the manifest of a checkpoint says beside its hashes.
+
+    Raises:
+        CheckpointError: there is no manifest, or it cannot be read.
+    """
+    return _manifest(path)[1]
+
+
+def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, bytes]]:
+    """State by slot, and further files by name.
 
     Raises:
         CheckpointError: a file is missing, differs from its hash, or is not what its name says.
@@ -71,12 +80,7 @@ def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, bytes], di
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        hashes = dict(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = "is not a checkpoint: its manifest.json is missing or unreadable"
-        raise CheckpointError(problem, place=str(path)) from error
+    hashes, _ = _manifest(path)
     modules: dict[str, dict[str, Tensor]] = {}
     files: dict[str, bytes] = {}
     for name, wanted in hashes.items():
@@ -90,7 +94,7 @@ def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, bytes], di
                 ) from error
         else:
             files[name] = content
-    return modules, files, manifest
+    return modules, files
 
 
 def restore(module: nn.Module, state: Mapping[str, Tensor], place: str) -> None:
@@ -118,6 +122,16 @@ def restore(module: nn.Module, state: Mapping[str, Tensor], place: str) -> None:
         remedy = "take an earlier checkpoint"
         raise CheckpointError(f"{wrong[0]} is not finite", place=place, remedy=remedy)
     module.load_state_dict(dict(state))
+
+
+def _manifest(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """The hash of each file, and the facts."""
+    try:
+        manifest = dict(json.loads((path / MANIFEST).read_bytes()))
+        return dict(manifest.pop("files")), manifest
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = "is not a checkpoint: its manifest.json is missing or unreadable"
+        raise CheckpointError(problem, place=str(path)) from error
 
 
 def _bytes(state: Mapping[str, Tensor]) -> bytes:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from sfumato import trajectory
+from sfumato import settings, trajectory
 from sfumato.errors import ConfigError, PluginError
-from sfumato.experiment import PipelineSettings
+from sfumato.experiment import Experiment, PipelineSettings
 from sfumato.interfaces import Guidance, NoiseSchedule
 
 if TYPE_CHECKING:
@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from sfumato.experiment import Experiment
+    from sfumato.experiment import Trained
     from sfumato.interfaces import Denoiser
     from sfumato.records import Branch
+
+TRAINING = {"loss", "loss_weight", "time_sampler"}
+"""The slots of a pipeline that sampling does not look at."""
 
 LOG_SNR_TOLERANCE = 0.1
 """How far a noise level may be, in log SNR, from the one that the model is asked at instead."""
@@ -96,6 +99,13 @@ def check_training(experiment: Experiment) -> None:
         raise ConfigError(f"experiment {experiment.name!r} has no stages", remedy="add `stages`")
     check_assembly(experiment)
     evaluation = experiment.evaluation
+    trains = {stage.objective.trains for stage in experiment.stages.values()}
+    if evaluation.metrics and "denoiser" not in trains:
+        raise ConfigError(
+            "evaluation draws samples, and no stage trains the denoiser",
+            place="evaluation.metrics",
+            remedy="add a stage with such an objective, or leave the metrics out",
+        )
     plan = Plan(
         settings=experiment,
         trained=experiment.noise_schedule,
@@ -104,6 +114,17 @@ def check_training(experiment: Experiment) -> None:
         steps=experiment.sampling.steps,
     )
     check_plan(plan)
+
+
+def check_batches(experiment: Experiment, examples: int) -> None:
+    """Raises ConfigError where a batch would hold an example twice."""
+    for name, stage in experiment.stages.items():
+        if stage.batch > examples:
+            raise ConfigError(
+                f"a batch of {stage.batch} is more than the {examples} examples of the data",
+                place=f"stages.{name}.batch",
+                remedy=f"use at most {examples}",
+            )
 
 
 def check_assembly(settings: PipelineSettings) -> None:
@@ -169,14 +190,28 @@ def check_picture_size(settings: PipelineSettings) -> None:
         )
 
 
-def check_same_prediction(trained: PipelineSettings, wanted: PipelineSettings) -> None:
-    """Raises ConfigError where what a model says would be taken for something else."""
-    was, now = trained.denoiser.prediction, wanted.denoiser.prediction
-    if was != now:
-        raise ConfigError(
-            f"this model was trained to predict {was} and cannot predict {now}",
-            remedy="leave denoiser.prediction as it is, or train again",
-        )
+def check_weights(trained: Trained, wanted: PipelineSettings) -> None:
+    """Raises ConfigError where an option would differ from the one that the weights go with."""
+    for slot in ("text_encoder", "denoiser", "autoencoder"):
+        was, now = getattr(trained, slot), getattr(wanted, slot)
+        before, after = settings.plain(was), settings.plain(now)
+        for option in before:
+            if option not in was.adjustable and before[option] != after.get(option):
+                raise ConfigError(
+                    f"the weights were trained with {before[option]!r} and do not go with "
+                    f"{after.get(option)!r}",
+                    place=slot if option == "use" else f"{slot}.{option}",
+                    remedy="leave it as it is, or train again",
+                )
+
+
+def check_overrides(before: Experiment, after: Experiment) -> None:
+    """Raises ConfigError where something was changed that sampling does not look at."""
+    used = (*settings.fields(PipelineSettings).keys() - TRAINING, "name")
+    for name in settings.fields(Experiment):
+        if name not in used and getattr(before, name) != getattr(after, name):
+            remedy = "give the seed to `sample` itself (--seed)" if name == "seed" else "leave it"
+            raise ConfigError("has no effect on a run that is trained", place=name, remedy=remedy)
 
 
 def check_signal(plan: Plan) -> None:

@@ -58,6 +58,20 @@ class PipelineSettings:
 
 
 @attrs.frozen(kw_only=True)
+class Trained:
+    """What a checkpoint says of itself: where it stands, and what its weights go with."""
+
+    step: int = required("of the run", ge(0))
+    stage: str = required("that had just ended")
+    slots: tuple[str, ...] = required("whose weights a stage has trained")
+    text_dropout: float | None = required("share of texts trained without; null: nobody knows")
+    noise_schedule: NoiseSchedule = required("that the denoiser was trained with")
+    text_encoder: TextEncoder = required("whose weights these are")
+    denoiser: Denoiser = required("whose weights these are")
+    autoencoder: Autoencoder = required("whose latents the denoiser knows")
+
+
+@attrs.frozen(kw_only=True)
 class Stage:
     """One training loop. In YAML the options of its objective stand beside these."""
 

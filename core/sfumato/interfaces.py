@@ -65,6 +65,8 @@ class Component(ABC):
 
     kind: ClassVar[str]
     name: ClassVar[str]
+    adjustable: ClassVar[frozenset[str]] = frozenset()
+    """Of a component with weights: the options that may differ from those of training."""
 
     @classmethod
     def example(cls, folder: Path) -> Self:

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
 
-from sfumato import checkpoint, compatibility, randomness
+from sfumato import checkpoint, compatibility, document, randomness
+from sfumato.engine import usable
 from sfumato.errors import CheckpointError, ConfigError
+from sfumato.experiment import Trained
 from sfumato.randomness import Draw
 from sfumato.records import SampleStep, Space, TextEmbedding
 from sfumato.registry import Registry
+from sfumato.request import Negative, Request
 from sfumato.runs import Run
 from sfumato.sampling import GuidedDenoiser, Model, Texts, reverse
+from sfumato.settings import structure
 from sfumato.watchers import Watchers
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from sfumato.experiment import PipelineSettings
     from sfumato.interfaces import Guidance, NoiseSchedule
 
 MODULES = ("text_encoder", "denoiser", "autoencoder")
-Negative = str | Sequence[str | Sequence[str]] | None
+SATURATED = 0.9
+"""A picture with a larger share of values at the limits of [-1, 1] is no picture."""
 
 
 class Pipeline:
@@ -109,26 +114,29 @@ class Pipeline:
         folder = Run.open(run)
         registry = registry or Registry.load()
         tree = folder.settings()
-        trained = registry.structure(tree, folder.path.name)
+        as_trained = registry.structure(tree, folder.path.name)
         settings = registry.structure(registry.override(tree, overrides), folder.path.name)
-        compatibility.check_assembly(settings)
-        compatibility.check_same_prediction(trained, settings)
         path = folder.newest_checkpoint()
-        states, files, manifest = checkpoint.read(path)
+        stated = document.node(checkpoint.facts(path), str(path / checkpoint.MANIFEST))
+        trained = structure(stated, Trained, registry.catalogue)
+        compatibility.check_overrides(as_trained, settings)
+        compatibility.check_weights(trained, settings)
+        compatibility.check_assembly(settings)
+        states, files = checkpoint.read(path)
         pipeline = cls(
             settings,
             files,
             watchers=registry.catalogue.watchers(),
             schedule=trained.noise_schedule,
         )
-        pipeline.trained = frozenset(manifest["trained"])
-        pipeline.text_dropout = manifest.get("text_dropout")
+        pipeline.trained = frozenset(trained.slots)
+        pipeline.text_dropout = trained.text_dropout
         for slot, module in pipeline.modules().items():
             if slot in states:
                 checkpoint.restore(module, states[slot], str(path / f"{slot}.safetensors"))
             elif module.state_dict():
                 raise CheckpointError(f"has no weights for the {slot}", place=str(path))
-        return pipeline.to(device or "cpu")
+        return pipeline.to(usable(device or "cpu"))
 
     def modules(self) -> dict[str, nn.Module]:
         """The built modules by slot."""
@@ -211,20 +219,15 @@ class Pipeline:
         Raises:
             ConfigError: the arguments do not fit each other or the pipeline.
         """
-        self._check_request(prompts, steps)
+        request = Request.of(prompts, negative, steps, seed, guidance, start)
         pictures = []
-        for first in range(0, len(prompts), batch):
-            rows = slice(first, min(first + batch, len(prompts)))
-            for step in self.sample_steps(
-                prompts, negative=negative, steps=steps, seed=seed,
-                guidance=guidance, start=start, rows=rows,
-            ):  # fmt: skip
+        for part in request.batches(batch):
+            for step in self._walk(part):
                 x = step.x
             with torch.no_grad():
-                pictures.append(self.autoencoder.decode(x).float().clamp(-1, 1).cpu())
-        return torch.cat(pictures)
+                pictures.append(self.autoencoder.decode(x).float().cpu())
+        return _clamped(torch.cat(pictures))
 
-    @torch.no_grad()
     def sample_steps(
         self,
         prompts: Sequence[str],
@@ -234,54 +237,45 @@ class Pipeline:
         seed: int | Sequence[int] = 0,
         guidance: Guidance | None = None,
         start: Tensor | None = None,
-        rows: slice = slice(None),
     ) -> Iterator[SampleStep]:
-        """The steps of `sample` in latents, for those prompts that `rows` selects."""
-        schedule = self.settings.noise_schedule
-        self._check_request(prompts, steps)
-        negatives = _negatives(negative, prompts)
-        plan = self.plan(steps=steps, guidance=guidance, negatives=len(negatives))
+        """The steps of `sample`, in latents and in one batch."""
+        return self._walk(Request.of(prompts, negative, steps, seed, guidance, start))
+
+    @torch.no_grad()
+    def _walk(self, request: Request) -> Iterator[SampleStep]:
+        if self.trained is not None and "denoiser" not in self.trained:
+            raise ConfigError(
+                "the denoiser of this run was never trained",
+                remedy="finish the run before drawing from it",
+            )
+        plan = self.plan(
+            steps=request.steps, guidance=request.guidance, negatives=len(request.negatives)
+        )
         if plan.mapping is not None:
-            warnings.warn(plan.mapping, stacklevel=3)  # between the two stands no_grad
-        examples = torch.arange(len(prompts))
-        if not isinstance(seed, int):
-            if len(seed) != len(prompts):
-                raise ConfigError(f"{len(seed)} seeds for {len(prompts)} prompts")
-            seed, examples = seed[rows], torch.zeros_like(examples)
-        examples = examples[rows].to(self.device)
+            warnings.warn(plan.mapping, stacklevel=4)  # past no_grad, to the caller of `sample`
+        schedule, shape = self.settings.noise_schedule, self.latent_shape
+        examples = request.examples.to(self.device)
         null = self.text_encoder.null(len(examples))
         texts = Texts(
-            prompt=self.encode(prompts[rows]),
+            prompt=self.encode(request.prompts),
             null=null,
-            negatives=[self._encode_or_null(texts[rows], null) for texts in negatives],
+            negatives=[self._encode_or_null(texts, null) for texts in request.negatives],
         )
-        shape = self.latent_shape
 
         def draw(index: int) -> Tensor:
-            here = Draw(seed=seed, stream="sample", examples=examples, index=index)
+            here = Draw(seed=request.seed, stream="sample", examples=examples, index=index)
             return here.normal("noise", shape)
 
-        if start is None:
+        if request.start is None:
             x = draw(0) * schedule.start_scale(float(plan.times[0]))
         else:
-            x = _checked_start(start, (len(prompts), *shape))[rows].to(self.device).float()
+            x = _checked_start(request.start, (len(examples), *shape)).to(self.device).float()
         main = Model(module=self.denoiser, settings=self.settings.denoiser, schedule=self.schedule)
         denoise = GuidedDenoiser({"main": main}, plan.guidance, schedule, texts, plan.times)
         calls = itertools.count(1)
         for step in reverse(self.settings.sampler, denoise, x, lambda: draw(next(calls))):
             self.watchers.notify("sfumato_on_sample_step", step=step)
             yield step
-
-    def _check_request(self, prompts: Sequence[str], steps: int | None) -> None:
-        if isinstance(prompts, str) or not prompts:
-            raise ConfigError(f"expected a list of prompts, got {prompts!r}")
-        if steps is not None and steps < 1:
-            raise ConfigError(f"expected at least 1 step, got {steps}")
-        if self.trained is not None and "denoiser" not in self.trained:
-            raise ConfigError(
-                "the denoiser of this run was never trained",
-                remedy="finish the run before drawing from it",
-            )
 
     def _encode_or_null(self, texts: Sequence[str | None], null: TextEmbedding) -> TextEmbedding:
         missing = torch.tensor([text is None for text in texts], device=self.device)
@@ -291,22 +285,21 @@ class Pipeline:
 def _checked_start(start: Tensor, shape: tuple[int, ...]) -> Tensor:
     if start.shape != shape:
         raise ConfigError(f"start has shape {tuple(start.shape)}, expected {shape}")
+    if not bool(start.isfinite().all()):
+        raise ConfigError("start holds values that are not finite")
     return start
 
 
-def _negatives(negative: Negative, prompts: Sequence[str]) -> list[list[str | None]]:
-    """B texts for each negative. Short lists are filled up with None: null subtracts nothing."""
-    if negative is None:
-        return []
-    items = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
-    if len(items) != len(prompts):
-        raise ConfigError(
-            f"{len(items)} negatives for {len(prompts)} prompts",
-            remedy="give one text for all, or one item for each prompt",
+def _clamped(pictures: Tensor) -> Tensor:
+    """Within [-1, 1]; pictures of which nearly nothing was inside are flagged."""
+    outside = (pictures.abs() >= 1).float().flatten(1).mean(1)
+    if count := int((outside > SATURATED).sum()):
+        warnings.warn(
+            f"{count} of {len(pictures)} pictures are saturated: over {SATURATED:.0%} of their "
+            "values lie at or beyond the limits; a smaller guidance scale may help",
+            stacklevel=3,
         )
-    texts = [[item] if isinstance(item, str) else list(item) for item in items]
-    most = max((len(item) for item in texts), default=0)
-    return [[item[i] if i < len(item) else None for item in texts] for i in range(most)]
+    return pictures.clamp(-1, 1)
 
 
 @contextmanager

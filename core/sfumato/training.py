@@ -20,10 +20,12 @@ from torch.optim.swa_utils import AveragedModel
 from sfumato import checkpoint, compatibility, evaluation, plugins, randomness, runs
 from sfumato.engine import Single
 from sfumato.errors import SfumatoError
+from sfumato.experiment import Trained
 from sfumato.pipeline import Pipeline
 from sfumato.randomness import Draw
 from sfumato.records import Batch, CheckpointSaved, TrainEnd, TrainStart, TrainStep
 from sfumato.runs import Run
+from sfumato.settings import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,11 +66,12 @@ def train(
     catalogue = catalogue or plugins.load()
     compatibility.check_training(experiment)
     split = experiment.data.split("train")
+    compatibility.check_batches(experiment, len(split))
     captions = [split.caption(i) for i in range(len(split))]
     pipeline = Pipeline(experiment, experiment.text_encoder.fit(captions), experiment.seed)
     pipeline.text_encoder.check(dict.fromkeys(captions))
     pipeline.text_dropout = compatibility.text_dropout(experiment)
-    loop = _Loop(experiment, pipeline, split, Single(device))
+    loop = _Loop(experiment, pipeline, split, Single(device), catalogue)
     evaluation.check(pipeline, experiment.evaluation)
     path = Path(out) if out else runs.free_path(Path("runs") / experiment.name)
     run = Run.create(path, experiment, catalogue)
@@ -95,9 +98,15 @@ class _Loop:
     """What the stages of one run share."""
 
     def __init__(
-        self, experiment: Experiment, pipeline: Pipeline, split: Split, engine: Single
+        self,
+        experiment: Experiment,
+        pipeline: Pipeline,
+        split: Split,
+        engine: Single,
+        catalogue: Catalogue,
     ) -> None:
         self.experiment, self.pipeline, self.split = experiment, pipeline, split
+        self.catalogue = catalogue
         self.engine = engine
         self.step = 0
         self.text_dropout: float | None = None
@@ -192,14 +201,22 @@ class _Loop:
     def save(self, stage: str, run: Run) -> None:
         path = run.checkpoint(self.step)
         states = {slot: module.state_dict() for slot, module in self.pipeline.modules().items()}
-        facts = {
-            "step": self.step,
-            "stage": stage,
-            "trained": sorted(self.trained),
-            "text_dropout": self.text_dropout,
-        }
+        settings = self.experiment
+        facts = Trained(
+            step=self.step,
+            stage=stage,
+            slots=tuple(sorted(self.trained)),
+            text_dropout=self.text_dropout,
+            noise_schedule=settings.noise_schedule,
+            text_encoder=settings.text_encoder,
+            denoiser=settings.denoiser,
+            autoencoder=settings.autoencoder,
+        )
         checkpoint.write(
-            path, {k: s for k, s in states.items() if s}, self.pipeline.text_encoder.files, facts
+            path,
+            {slot: state for slot, state in states.items() if state},
+            self.pipeline.text_encoder.files,
+            plain(facts, self.catalogue),
         )
         saved = CheckpointSaved(path=path, step=self.step)
         self.notify("sfumato_on_checkpoint", checkpoint=saved)

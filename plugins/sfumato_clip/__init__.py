@@ -41,6 +41,7 @@ class Clip(TextEncoder):
     """
 
     name = "clip"
+    adjustable = frozenset({"long_prompts"})
 
     pretrained: str | None = option(None, "a folder, or an id on the hub, to read instead")
     projection: int = option(128, "P, the width of the space that text and pictures share", ge(1))
@@ -64,7 +65,7 @@ class Clip(TextEncoder):
         changed = [
             field.name
             for field in attrs.fields(type(self))
-            if field.name != "long_prompts" and getattr(self, field.name) != field.default
+            if field.name not in self.adjustable and getattr(self, field.name) != field.default
         ]
         if self.pretrained is not None and len(changed) > 1:
             raise ConfigError(
