@@ -7,7 +7,7 @@ read from a folder or the hub.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import attrs
 from attrs.validators import ge
@@ -16,6 +16,7 @@ from sfumato import Component, ConfigError, Objective, TextEncoder, hookimpl, op
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from sfumato import ObjectiveModule, Pipeline, TextEncoderModule
     from sfumato_clip.encoder import ClipTextEncoder
@@ -59,6 +60,15 @@ class Clip(TextEncoder):
     image_width: int = option(128, "width of the vision tower", ge(1))
     image_layers: int = option(3, "layers of the vision tower", ge(1))
     image_heads: int = option(4, "attention heads of the vision tower", ge(1))
+
+    @classmethod
+    def example(cls, folder: Path) -> Self:
+        """One layer of 16 channels in each tower."""
+        return cls(
+            projection=12, vocabulary=280, positions=32,
+            width=16, layers=1, heads=2,
+            image_size=16, patch=8, image_width=16, image_layers=1, image_heads=2,
+        )  # fmt: skip
 
     def __attrs_post_init__(self) -> None:
         changed = [

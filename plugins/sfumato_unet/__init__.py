@@ -11,7 +11,7 @@ laptop to Stable Diffusion, all of it with the default `groups`:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 from attrs.validators import deep_iterable, ge, lt, min_len
@@ -19,6 +19,8 @@ from attrs.validators import deep_iterable, ge, lt, min_len
 from sfumato import Component, ConfigError, Denoiser, PredictionType, Space, hookimpl, option
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sfumato import DenoiserModule
 
 SFUMATO_API = 1
@@ -70,6 +72,11 @@ class UNet(Denoiser):
     pooled: bool = option(False, "add the pooled text vector to the time embedding")
     dropout: float = option(0.0, "dropout rate inside residual blocks", ge(0.0), lt(1.0))
     prediction: PredictionType = option("epsilon", "what the network says")
+
+    @classmethod
+    def example(cls, folder: Path) -> Self:
+        """Two levels of 8 channels, the second of which attends, and the pooled vector."""
+        return cls(channels=(8, 8), attention=(False, True), heads=(2,), groups=4, pooled=True)
 
     @property
     def time_width(self) -> int:

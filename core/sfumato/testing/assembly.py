@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,8 @@ from sfumato.registry import Registry
 from sfumato.testing.modules import shake
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sfumato.experiment import Experiment
 
 REGISTRY = Path(__file__).with_name("registry.yaml")

@@ -6,8 +6,9 @@
         conformance.check(MySchedule)
 
 First the component's example is held to every law, then option sets that Hypothesis draws around
-it (see `options`); what a component itself refuses is not drawn. The kinds' laws stand in the modules beside this one. Runs are repeatable:
-nothing is remembered between them and no seed is taken from the clock.
+it (see `options`); what a component itself refuses is not drawn. The kinds' laws stand in the
+modules beside this one. Runs are repeatable: nothing is remembered between them and no seed is
+taken from the clock.
 """
 
 from __future__ import annotations

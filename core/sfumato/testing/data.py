@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Literal
 import attrs
 import torch
 
+from sfumato.interfaces import Data, Split
 from sfumato.testing.laws import Broken, expect, expect_equal, expect_finite, law, subject
 from sfumato.testing.modules import random_state_kept
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sfumato.interfaces import Data, Split
 
 LOOKED_AT = 24
 """Examples of a split that are looked at, at most."""

@@ -8,17 +8,14 @@ from typing import TYPE_CHECKING
 
 import attrs
 import torch
+from torch import Tensor
 
+from sfumato.interfaces import Metric
+from sfumato.pipeline import Pipeline
 from sfumato.randomness import Draw
 from sfumato.testing import assembly
 from sfumato.testing.laws import Broken, expect, expect_close, expect_equal, law, subject
 from sfumato.testing.modules import EXACT, expect_same_state, random_state_kept, state_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from sfumato.interfaces import Metric
-    from sfumato.pipeline import Pipeline
 
 Numbers = Mapping[str, float]
 
@@ -58,8 +55,10 @@ def builds(settings: Metric) -> Subject:
 def _expect_same(got: Numbers, wanted: Numbers, of: str) -> None:
     expect_equal(sorted(got), sorted(wanted), f"numbers {of}:")
     for name in wanted:
-        values = (torch.tensor(numbers[name], dtype=torch.float64) for numbers in (got, wanted))
-        expect_close(*values, f"{name} {of}", EXACT)
+        found, expected = (
+            torch.tensor(numbers[name], dtype=torch.float64) for numbers in (got, wanted)
+        )
+        expect_close(found, expected, f"{name} {of}", EXACT)
 
 
 def _expect_numbers(numbers: Numbers) -> None:

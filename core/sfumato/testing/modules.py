@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +13,7 @@ from sfumato import checkpoint
 from sfumato.testing.laws import expect
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 Built = TypeVar("Built", bound=nn.Module)
 
@@ -49,7 +48,7 @@ def shake(module: nn.Module, seed: int = 0) -> None:
     with seeded(seed), torch.no_grad():
         for parameter in module.parameters():
             inputs = parameter[0].numel() if parameter.dim() > 1 else 100
-            parameter += torch.randn_like(parameter) / max(inputs, 1) ** 0.5
+            parameter.add_(torch.randn_like(parameter), alpha=max(inputs, 1) ** -0.5)
 
 
 def reloaded(build: Callable[[], Built], module: nn.Module) -> Built:

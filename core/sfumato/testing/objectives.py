@@ -11,6 +11,9 @@ import attrs
 import torch
 from torch import Tensor
 
+from sfumato.interfaces import Objective
+from sfumato.modules import ObjectiveModule
+from sfumato.pipeline import Pipeline
 from sfumato.randomness import Draw
 from sfumato.testing import assembly
 from sfumato.testing.laws import expect, expect_close, expect_equal, expect_finite, law, subject
@@ -24,9 +27,6 @@ from sfumato.testing.modules import (
 if TYPE_CHECKING:
     from torch import nn
 
-    from sfumato.interfaces import Objective
-    from sfumato.modules import ObjectiveModule
-    from sfumato.pipeline import Pipeline
     from sfumato.records import Losses
 
 BATCH = 6
@@ -120,7 +120,7 @@ def only_the_draw_is_random(objective: Subject) -> None:
 @law("objective")
 def it_trains_what_it_says(objective: Subject) -> None:
     """Gradients reach the slot that `trains` names, through parameters that the module has."""
-    objective.losses().values.mean().backward()
+    torch.autograd.backward(objective.losses().values.mean())
     reached = {
         name: parameter
         for name, parameter in objective.trained.named_parameters()
@@ -143,7 +143,7 @@ def it_trains_nothing_else(objective: Subject) -> None:
         if slot != objective.settings.trains
     }
     before = {slot: state_of(module) for slot, module in rest.items()}
-    objective.losses().values.mean().backward()
+    torch.autograd.backward(objective.losses().values.mean())
     for slot, module in rest.items():
         expect(not module.training, f"the {slot} in eval mode", "train mode")
         for name, parameter in module.named_parameters():

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import ConfigError
-from sfumato.modules import JointEncoderModule
+from sfumato.interfaces import TextEncoder
+from sfumato.modules import JointEncoderModule, TextEncoderModule
 from sfumato.randomness import Draw
 from sfumato.testing.laws import (
     expect,
@@ -34,13 +35,10 @@ from sfumato.testing.modules import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from sfumato.interfaces import TextEncoder
-    from sfumato.modules import TextEncoderModule
     from sfumato.records import TextEmbedding
 
-PROMPTS = ("a red circle", "a small blue square at the left on a black background", "triangle")
+PROMPTS = ("a red circle", "a blue square on black", "triangle")
+"""Of different lengths, and short: an encoder may read little."""
 CAPTIONS = (*PROMPTS, "a large green triangle", "a yellow circle on a gray background", "red")
 
 

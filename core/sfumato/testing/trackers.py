@@ -7,7 +7,6 @@ import copy
 import io
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,8 @@ from sfumato.testing.laws import expect, law
 from sfumato.testing.modules import random_state_kept
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from sfumato.interfaces import Tracker
 
 STEPS = 3
