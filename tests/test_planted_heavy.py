@@ -234,11 +234,11 @@ class NullIsAPrompt(Rebuilt, Clip):
 
 
 @planted("null_replaces_any_prompt")
-class NullIsShorter(Rebuilt, Clip):
+class NullIsNarrower(Rebuilt, Clip):
     class module(ClipEncoder):
         def null(self, batch):
             null = super().null(batch)
-            return attrs.evolve(null, tokens=null.tokens[:, :2], mask=null.mask[:, :2])
+            return attrs.evolve(null, tokens=null.tokens[:, :, :8])
 
 
 @planted("too_long_is_not_cut_off")

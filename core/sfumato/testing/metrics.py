@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import attrs
 import torch
@@ -47,7 +46,8 @@ def builds(settings: Metric) -> Subject:
     """It begins a measurement on a small pipeline."""
     pipeline, batch = assembly.pipeline(), assembly.batch(4)
     settings.build(pipeline)
-    noise = Draw(seed=0, stream="metrics", examples=torch.arange(8)).normal("pictures", (3, 16, 16))
+    draw = Draw(seed=0, stream="metrics", examples=torch.arange(8))
+    noise = draw.normal("pictures", batch.images.shape[1:])
     images = (batch.images.repeat(2, 1, 1, 1) + 0.1 * noise).clamp(-1, 1)
     return Subject(settings, pipeline, images, batch.captions * 2)
 

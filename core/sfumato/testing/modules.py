@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +78,9 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
 
 def expect_same_state(module: nn.Module, before: Mapping[str, Tensor], of: str) -> None:
     """Raises `Broken` unless weights and buffers are what they were."""
-    changed = [name for name, value in module.state_dict().items() if _differ(value, before[name])]
+    changed = [
+        name for name, value in module.state_dict().items() if not torch.equal(value, before[name])
+    ]
     expect(not changed, f"the weights of {of} as they were", f"another {', '.join(changed[:3])}")
 
 
@@ -87,8 +89,4 @@ def expect_different(one: Tensor, other: Tensor, of: str) -> None:
     apart = (one - other).detach().abs().flatten(1).amax(dim=1)
     scale = max(1.0, float(other.detach().abs().max()))
     same = (apart <= EXACT * scale).nonzero().flatten().tolist()
-    expect(not same, f"{of}", f"the same to {EXACT:g} in rows {same}")
-
-
-def _differ(one: Any, other: Any) -> bool:
-    return not torch.equal(one, other)
+    expect(not same, of, f"the same to {EXACT:g} in rows {same}")

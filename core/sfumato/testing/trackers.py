@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import torch
 
-from sfumato.plugins import Watchers
 from sfumato.records import CheckpointSaved, SampleStep, TrainEnd, TrainStart, TrainStep
 from sfumato.testing.laws import expect, law
 from sfumato.testing.modules import random_state_kept
+from sfumato.watchers import Watchers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,6 +69,21 @@ def _watch(tracker: Tracker, run: Path, look: Callable[[Any], Any] = lambda reco
             expect(before == after, "a record as it was", f"{hook} changed it to {after}")
 
 
+def _watch_quietly(
+    tracker: Tracker, run: Path, look: Callable[[Any], Any] = lambda record: None
+) -> None:
+    """As `_watch`; failures are the matter of another law."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _watch(tracker, run, look)
+
+
+def _plain(record: Any) -> Any:
+    """A record as values that can be compared, tensors as lists."""
+    values = copy.deepcopy(attrs.asdict(record, recurse=False))
+    return {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+
+
 @law("tracker")
 def takes_every_record(tracker: Tracker) -> None:
     """It takes all that a run says, in its order, and fails at nothing."""
@@ -102,18 +117,3 @@ def random_state_is_left_alone(tracker: Tracker) -> None:
     """It does not move torch's random state, so that training is the same without it."""
     with _run_folder() as run, random_state_kept():
         _watch_quietly(tracker, run)
-
-
-def _watch_quietly(
-    tracker: Tracker, run: Path, look: Callable[[Any], Any] = lambda record: None
-) -> None:
-    """As `_watch`; failures are the matter of another law."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        _watch(tracker, run, look)
-
-
-def _plain(record: Any) -> Any:
-    """A record as values that can be compared, tensors as lists."""
-    values = copy.deepcopy(attrs.asdict(record, recurse=False))
-    return {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in values.items()}
