@@ -66,9 +66,7 @@ class UNet(Denoiser):
     linear_projection: bool = option(
         False, "shape the projections around a transformer as matrices (SD 2), not 1x1 convolutions"
     )
-    groups: int = option(
-        32, "groups of GroupNorm; few enough that some channels share one, or time is lost", ge(1)
-    )
+    groups: int = option(32, "groups of GroupNorm, fewer than the channels of any level", ge(1))
     pooled: bool = option(False, "add the pooled text vector to the time embedding")
     dropout: float = option(0.0, "dropout rate inside residual blocks", ge(0.0), lt(1.0))
     prediction: PredictionType = option("epsilon", "what the network says")
@@ -92,8 +90,8 @@ class UNet(Denoiser):
         """The levels from the finest to the coarsest.
 
         Raises:
-            ConfigError: an option has neither one value nor one for each level, or does not divide
-                the channels of its level.
+            ConfigError: an option has neither one value nor one for each level, does not divide
+                the channels of its level, or leaves a channel alone in its group.
         """
         named = map(self._by_level, ("attention", "depth", "heads"))
         levels = tuple(map(Level, self.channels, *named))
@@ -105,6 +103,14 @@ class UNet(Denoiser):
                         place=f"unet.{name}",
                         remedy=f"change unet.{name} or unet.channels",
                     )
+            if level.channels == self.groups:
+                # The time is added to each channel as one number, and a norm of the channel alone
+                # takes that away again.
+                raise ConfigError(
+                    f"{self.groups} groups of one channel each lose the time",
+                    place="unet.groups",
+                    remedy=f"use fewer than the {level.channels} channels of a level",
+                )
         return levels
 
     def _by_level(self, name: str) -> tuple[Any, ...]:
