@@ -19,8 +19,8 @@ Built = TypeVar("Built", bound=nn.Module)
 
 EXACT = 1e-6
 """Differences between two runs of the same sums in the same order."""
-ROUNDING = 1e-5
-"""Differences between two orders of the same sums in float32."""
+ROUNDING = 1e-4
+"""Differences between two orders of the same sums in float32, as they grow in a deep network."""
 
 
 @contextmanager
