@@ -6,6 +6,7 @@ from pathlib import Path
 import attrs
 import pytest
 import torch
+from attrs.validators import ge, le
 from PIL import Image
 from torch import nn
 from torch.nn import functional
@@ -612,6 +613,29 @@ def test_a_wrong_component_is_caught_by_the_law_that_names_its_fault(component, 
     assert f"{component.kind} {component.name} breaks the law {laws[0]}: " in first
     assert options.startswith("  options:  ")
     assert expected.startswith("  expected: ") and got.startswith("  got:      ")
+
+
+@attrs.frozen(kw_only=True)
+class Picky(Metric):
+    """Sound, and refuses half of what its own bounds allow."""
+
+    name = "picky"
+    side: int = option(4, "of a square that divides the picture", ge(1), le(16))
+
+    def build(self, pipeline):
+        if pipeline.settings.data.picture_size[0] % self.side:
+            raise ConfigError("does not divide the picture", place="metric.picky")
+        return self.State()
+
+    class State(Kept):
+        def compute(self):
+            return {"brightness": float(torch.cat(self.pieces).mean(dtype=torch.float64))}
+
+
+def test_options_that_a_component_refuses_are_not_held_against_it():
+    assert conformance.check(Picky, draws=20).option_sets > 1
+    with pytest.raises(LawsBroken, match="ConfigError: metric.picky: does not divide the picture"):
+        conformance.check(Picky(side=5), draws=0)
 
 
 def test_a_missing_extra_is_named(monkeypatch):

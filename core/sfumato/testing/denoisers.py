@@ -225,10 +225,9 @@ def gradients_reach_every_parameter(denoiser: Subject) -> None:
     (module(x_t, t, text) * _noise("direction", *x_t.shape)).sum().backward()
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            reached = parameter.grad is not None and bool(parameter.grad.any())
-            expect(reached, "a gradient for every parameter", f"none for {name}")
-            if parameter.grad is not None:
-                expect_finite(parameter.grad, f"the gradient of {name}")
+            if parameter.grad is None or not parameter.grad.any():
+                raise Broken("a gradient for every parameter", f"none for {name}")
+            expect_finite(parameter.grad, f"the gradient of {name}")
 
 
 @law("denoiser")
