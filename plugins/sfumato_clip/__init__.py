@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 SFUMATO_API = 1
 
+LEAST_WIDTH = 3
+"""Of a tower: of two channels layer normalisation leaves a sign, of one nothing."""
+
 
 @attrs.frozen(kw_only=True)
 class Clip(TextEncoder):
@@ -52,12 +55,12 @@ class Clip(TextEncoder):
     long_prompts: Literal["refuse", "chunks"] = option(
         "refuse", "what becomes of a prompt of more tokens; may be changed after training"
     )
-    width: int = option(128, "width of the text tower", ge(1))
+    width: int = option(128, "width of the text tower", ge(LEAST_WIDTH))
     layers: int = option(3, "layers of the text tower", ge(1))
     heads: int = option(4, "attention heads of the text tower", ge(1))
     image_size: int = option(32, "side of the picture that the vision tower sees", ge(1))
     patch: int = option(4, "side of a patch of it", ge(1))
-    image_width: int = option(128, "width of the vision tower", ge(1))
+    image_width: int = option(128, "width of the vision tower", ge(LEAST_WIDTH))
     image_layers: int = option(3, "layers of the vision tower", ge(1))
     image_heads: int = option(4, "attention heads of the vision tower", ge(1))
 
