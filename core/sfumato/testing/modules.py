@@ -40,15 +40,15 @@ def built(build: Callable[[], Built], seed: int = 0) -> Built:
 
 
 def shake(module: nn.Module, seed: int = 0) -> None:
-    """Moves every parameter away from where it started, by about as much as it is large.
+    """Moves every parameter away from where it started, by about as much as is usual there.
 
     Networks often start with a last layer of zeros: what they say would then be no sign of what
-    reaches them.
+    reaches them. More would let rounding grow in deep ones.
     """
     with seeded(seed), torch.no_grad():
         for parameter in module.parameters():
             inputs = parameter[0].numel() if parameter.dim() > 1 else 100
-            parameter.add_(torch.randn_like(parameter), alpha=max(inputs, 1) ** -0.5)
+            parameter.add_(torch.randn_like(parameter), alpha=0.5 * max(inputs, 1) ** -0.5)
 
 
 def reloaded(build: Callable[[], Built], module: nn.Module) -> Built:
