@@ -55,7 +55,7 @@ class Around(DenoiserModule):
 
     def __init__(self, unet, space):
         super().__init__()
-        self.unet, self.prediction = unet.build(space), unet.prediction
+        self.unet = unet.build(space)
         self.prepare(space)
 
     def prepare(self, space):

@@ -44,12 +44,11 @@ class Subject:
 
 @subject("autoencoder")
 def builds(settings: Autoencoder) -> Subject:
-    """It builds a module that states its factor."""
-    module = built(settings.build)
+    """It builds a module, and states its factor."""
     draw = Draw(seed=0, stream="autoencoders", examples=torch.arange(3))
-    height, width = (side * module.factor for side in SIZE)
+    height, width = (side * settings.factor for side in SIZE)
     pictures = draw.normal("pictures", (3, height, width)).clamp(-1, 1)
-    return Subject(settings, module, pictures)
+    return Subject(settings, built(settings.build), pictures)
 
 
 @law("autoencoder")
@@ -58,7 +57,7 @@ def latents_are_as_stated(autoencoder: Subject) -> None:
     each other.
     """
     latents = autoencoder.encode(autoencoder.pictures)
-    wanted = (3, autoencoder.module.channels, *SIZE)
+    wanted = (3, autoencoder.settings.channels, *SIZE)
     expect_equal((tuple(latents.shape), latents.dtype), (wanted, torch.float32), "latents")
     expect_finite(latents, "latents")
     expect_different(latents, latents.roll(1, dims=0), "different latents for different pictures")

@@ -74,6 +74,8 @@ class Subject:
 @subject("denoiser")
 def builds(settings: Denoiser) -> Subject:
     """It builds a module for 4 x 16 x 16, text width 12, pooled width 10, in continuous time."""
+    if SPACE.height % settings.multiple:
+        raise ConfigError(f"{SPACE.height} pixels are not a multiple of {settings.multiple}")
     return Subject(settings, built(lambda: settings.build(SPACE)))
 
 
@@ -96,7 +98,7 @@ def _inputs() -> tuple[Tensor, Tensor, TextEmbedding]:
 def says_what_it_predicts(denoiser: Subject) -> None:
     """`prediction` is epsilon, x0, v or flow."""
     known = get_args(PredictionType)
-    found = denoiser.module.prediction
+    found = denoiser.settings.prediction
     expect(found in known, f"one of {', '.join(known)}", repr(found))
 
 
@@ -240,9 +242,9 @@ def survives_saving(denoiser: Subject) -> None:
 
 @law("denoiser")
 def variants_are_as_named(denoiser: Subject) -> None:
-    """Every one of `variants()` predicts something of the right shape; any other is refused."""
+    """Every one of `variants` predicts something of the right shape; any other is refused."""
     x_t, t, text = _inputs()
-    for variant in sorted(denoiser.module.variants()):
+    for variant in sorted(denoiser.settings.variants):
         output = denoiser(x_t, t, text, variant)
         expect_equal(tuple(output.shape), tuple(x_t.shape), f"shape of variant {variant}")
         expect_finite(output, f"variant {variant}")

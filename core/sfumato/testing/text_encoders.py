@@ -153,19 +153,37 @@ def null_replaces_any_prompt(encoder: Subject) -> None:
         _expect_row(replaced, row, wanted, f"row {row}, after null replaced rows 0 and 2")
 
 
+def _too_long(encoder: Subject) -> str:
+    return " ".join(["circle"] * (encoder.module.positions + 1))
+
+
 @law("text_encoder")
 def too_long_is_not_cut_off(encoder: Subject) -> None:
     """A prompt of more tokens than `positions` is refused with a ConfigError, or has more tokens in
     its embedding: nothing is cut off in silence.
     """
-    long = " ".join(["circle"] * (encoder.module.positions + 1))
     usual = encoder(PROMPTS[0]).tokens.shape[1]
     try:
-        length = encoder(long).tokens.shape[1]
+        length = encoder(_too_long(encoder)).tokens.shape[1]
     except ConfigError:
         return
     got = f"an embedding of {length} tokens, as of {PROMPTS[0]!r}"
     expect(length > usual, "ConfigError, or more tokens", got)
+
+
+@law("text_encoder")
+def check_refuses_what_encode_does(encoder: Subject) -> None:
+    """`check` raises a ConfigError for just those prompts that `encode` would refuse."""
+    for prompt in (*PROMPTS, _too_long(encoder)):
+        said = []
+        for call in (encoder.module.check, encoder.module.encode):
+            try:
+                call([prompt])
+                said.append("takes")
+            except ConfigError:
+                said.append("refuses")
+        checked, encoded = said
+        expect_equal(checked, encoded, f"of a prompt of {len(prompt)} letters, check")
 
 
 @law("text_encoder")
