@@ -360,3 +360,12 @@ def test_listing_needs_nothing_heavy(plugin):
     script = f"import sys, {plugin}; print({heavy} & sys.modules.keys())"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "set()"
+
+
+def test_scales_that_would_share_a_name_are_refused():
+    with pytest.raises(sfumato.ConfigError) as error:
+        GuidanceStudy(scales=(1.0, 3.0, 3.00000001))
+    assert str(error.value) == (
+        "study.guidance: the scales 1, 3, 3 are not distinct; "
+        "name each once; results are kept by the first six digits"
+    )

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-import sfumato
 from sfumato_data import Shapes
 from sfumato_data.shapes import (
     BACKGROUNDS,
@@ -171,7 +170,7 @@ def test_every_shape_lies_inside_the_picture_whatever_the_jitter():
 
 
 def test_an_index_that_is_not_there():
-    with pytest.raises(sfumato.DataError, match="there is no example 5; the last is 4"):
+    with pytest.raises(IndexError, match="there is no example 5; the last is 4"):
         Shapes(count=5).split("train").example(5)
 
 

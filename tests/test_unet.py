@@ -250,15 +250,20 @@ def test_works_in_bfloat16():
             "give one for all, or one for each of unet.channels",
         ),
         (
-            UNet(channels=(32, 48)),
+            UNet(channels=(64, 48)),
             "unet.groups: 32 groups do not divide 48 channels; change unet.groups or unet.channels",
         ),
         (
-            UNet(channels=(32, 64), heads=(4, 5)),
+            UNet(channels=(64, 64), heads=(4, 5)),
             "unet.heads: 5 heads do not divide 64 channels; change unet.heads or unet.channels",
         ),
+        (
+            UNet(channels=(64, 32)),
+            "unet.groups: 32 groups of one channel each lose the time; "
+            "use fewer than the 32 channels of a level",
+        ),
     ],
-    ids=["levels", "groups", "heads"],
+    ids=["levels", "groups", "heads", "time"],
 )
 def test_settings_that_do_not_fit_are_refused(unet, message):
     with pytest.raises(ConfigError) as error:

@@ -380,11 +380,21 @@ class Split(ABC):
 
         Raises:
             DataError: the example cannot be read.
+            IndexError: `index` is below 0, or not below the length.
         """
 
     @abstractmethod
     def caption(self, index: int) -> str:
-        """The caption alone, without drawing or reading the picture."""
+        """The caption alone, without drawing or reading the picture.
+
+        Raises:
+            IndexError: as for `example`.
+        """
+
+    def refuse_outside(self, index: int) -> None:
+        """Raises the IndexError of `example` and `caption`."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"there is no example {index}; the last is {len(self) - 1}")
 
 
 class Data(Component):

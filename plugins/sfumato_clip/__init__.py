@@ -7,7 +7,7 @@ read from a folder or the hub.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import attrs
 from attrs.validators import ge
@@ -16,11 +16,15 @@ from sfumato import Component, ConfigError, Objective, TextEncoder, hookimpl, op
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from sfumato import ObjectiveModule, Pipeline, TextEncoderModule
     from sfumato_clip.encoder import ClipTextEncoder
 
 SFUMATO_API = 1
+
+LEAST_WIDTH = 3
+"""Of a tower: of two channels layer normalisation leaves a sign, of one nothing."""
 
 
 @attrs.frozen(kw_only=True)
@@ -52,14 +56,23 @@ class Clip(TextEncoder):
     long_prompts: Literal["refuse", "chunks"] = option(
         "refuse", "what becomes of a prompt of more tokens; may be changed after training"
     )
-    width: int = option(128, "width of the text tower", ge(1))
+    width: int = option(128, "width of the text tower", ge(LEAST_WIDTH))
     layers: int = option(3, "layers of the text tower", ge(1))
     heads: int = option(4, "attention heads of the text tower", ge(1))
     image_size: int = option(32, "side of the picture that the vision tower sees", ge(1))
     patch: int = option(4, "side of a patch of it", ge(1))
-    image_width: int = option(128, "width of the vision tower", ge(1))
+    image_width: int = option(128, "width of the vision tower", ge(LEAST_WIDTH))
     image_layers: int = option(3, "layers of the vision tower", ge(1))
     image_heads: int = option(4, "attention heads of the vision tower", ge(1))
+
+    @classmethod
+    def example(cls, folder: Path) -> Self:
+        """One layer of 16 channels in each tower."""
+        return cls(
+            projection=12, vocabulary=280, positions=32,
+            width=16, layers=1, heads=2,
+            image_size=16, patch=8, image_width=16, image_layers=1, image_heads=2,
+        )  # fmt: skip
 
     def __attrs_post_init__(self) -> None:
         changed = [

@@ -79,8 +79,7 @@ class ImageFiles(Split):
 
     def example(self, index: int) -> tuple[Tensor, str]:
         """Picture (3, size, size) and caption; if broken, those of the next sound example."""
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+        self.refuse_outside(index)
         for place in range(index, index + len(self)):
             path, caption = self._examples[place % len(self)]
             if path in self._faults:
@@ -93,6 +92,7 @@ class ImageFiles(Split):
 
     def caption(self, index: int) -> str:
         """The caption as listed, even if `example` finds the picture broken."""
+        self.refuse_outside(index)
         return self._examples[index][1]
 
     def _drop(self, path: Path, fault: DataError) -> None:

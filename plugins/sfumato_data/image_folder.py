@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import attrs
 from attrs.validators import ge, lt
@@ -43,6 +43,21 @@ class ImageFolder(Data):
     on_bad_example: Literal["error", "skip"] = option(
         "error", "what a bad picture or caption does: stop, or be counted and replaced by the next"
     )
+
+    @classmethod
+    def example(cls, folder: Path) -> Self:
+        """Twenty PNG files of one color each, captioned by `metadata.jsonl`."""
+        import json
+
+        from PIL import Image
+
+        rows = []
+        for level in range(0, 240, 12):
+            name, color = f"{level:03}.png", (level, 240 - level, 128)
+            Image.new("RGB", (20, 16), color).save(folder / name)
+            rows.append(json.dumps({"file_name": name, "text": f"{level} of red"}) + "\n")
+        (folder / "metadata.jsonl").write_text("".join(rows), encoding="utf-8")
+        return cls(folder=str(folder), size=8, held_out=0.3)
 
     @property
     def picture_size(self) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import attrs
 from attrs.validators import ge, le, lt
@@ -10,6 +10,8 @@ from attrs.validators import ge, le, lt
 from sfumato import Data, option
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sfumato import Split
 
 
@@ -30,6 +32,11 @@ class OpenMoji(Data):
 
     size: int = option(32, "height and width in pixels", ge(8), le(256))
     held_out: float = option(0.1, "share of the test split", ge(0), lt(1))
+
+    @classmethod
+    def example(cls, folder: Path) -> Self:
+        """All emoji, at 16 x 16."""
+        return cls(size=16)
 
     @property
     def picture_size(self) -> tuple[int, int]:

@@ -38,10 +38,12 @@ class Emoji(Split):
 
     def example(self, index: int) -> tuple[Tensor, str]:
         """Picture (3, size, size) float32 in [-1, 1], and the name of the emoji in lower case."""
-        return to_tensor(draw(self._characters[index], self._size)), self.caption(index)
+        caption = self.caption(index)
+        return to_tensor(draw(self._characters[index], self._size)), caption
 
     def caption(self, index: int) -> str:
         """The name alone."""
+        self.refuse_outside(index)
         return unicodedata.name(self._characters[index]).lower()
 
 

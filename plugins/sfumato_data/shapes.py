@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import attrs
 from attrs.validators import ge, le
@@ -23,6 +23,8 @@ from attrs.validators import ge, le
 from sfumato import Data, option
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sfumato import Split
 
 RGB = tuple[float, float, float]
@@ -103,6 +105,11 @@ class Shapes(Data):
     )
     full: float = option(0.45, "share of captions that name all five attributes", ge(0), le(0.95))
     seed: int = option(0, "of all examples")
+
+    @classmethod
+    def example(cls, folder: Path) -> Self:
+        """A few dozen pictures of 16 x 16."""
+        return cls(size=16, count=32, held_out=8)
 
     @property
     def picture_size(self) -> tuple[int, int]:

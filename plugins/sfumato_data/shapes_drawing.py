@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato import DataError, Draw, Split
+from sfumato import Draw, Split
 from sfumato_data.shapes import BACKGROUNDS, COLORS, POSITIONS, SIZES
 
 if TYPE_CHECKING:
@@ -127,8 +127,7 @@ class ShapesSplit(Split):
 
     def scene(self, index: int) -> Scene:
         """What the picture shows, said or not."""
-        if not 0 <= index < len(self):
-            raise DataError(f"there is no example {index}", remedy=f"the last is {len(self) - 1}")
+        self.refuse_outside(index)
         words = self._scenes[index].tolist()
         color, shape = _pick(self._pairs, words[0])
         size, position = _pick(tuple(SIZES), words[1]), _pick(tuple(POSITIONS), words[2])

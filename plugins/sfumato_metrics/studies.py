@@ -5,15 +5,17 @@ The answers stand in `answering` and their pictures in `figures`, which need tor
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import attrs
-from attrs.validators import ge
+from attrs.validators import deep_iterable, ge, min_len
 
-from sfumato import Guidance, Metric, Study, option, required
+from sfumato import ConfigError, Guidance, Metric, Study, option, required
 from sfumato_metrics.metrics import Diversity, ShapeAttributes
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sfumato import Finding, Pipeline
 
 
@@ -33,6 +35,11 @@ class ClipSimilarityStudy(Study):
     name = "clip_similarity"
 
     count: int = option(32, "number of pictures", ge(2))
+
+    @classmethod
+    def example(cls, folder: Path) -> Self:
+        """Three pictures."""
+        return cls(count=3)
 
     def check(self, pipeline: Pipeline) -> None:
         """Needs a joint encoder and enough captions."""
@@ -62,10 +69,26 @@ class GuidanceStudy(Study):
 
     name = "guidance"
 
-    scales: tuple[float, ...] = option((1.0, 2.0, 4.0, 8.0), "guidance scales; 1 is off")
+    scales: tuple[float, ...] = option(
+        (1.0, 2.0, 4.0, 8.0), "guidance scales; 1 is off", min_len(1), deep_iterable(ge(0.0))
+    )
     prompts: int = option(24, "number of distinct captions", ge(1))
     samples: int = option(8, "pictures of each caption", ge(1))
     metrics: tuple[Metric, ...] = option((ShapeAttributes(), Diversity()), "what is measured")
+
+    @classmethod
+    def example(cls, folder: Path) -> Self:
+        """Two pictures of each of two captions, at two scales."""
+        return cls(scales=(1.0, 3.0), prompts=2, samples=2)
+
+    def __attrs_post_init__(self) -> None:
+        named = [f"{scale:g}" for scale in self.scales]
+        if len(set(named)) < len(named):
+            raise ConfigError(
+                f"the scales {', '.join(named)} are not distinct",
+                place="study.guidance",
+                remedy="name each once; results are kept by the first six digits",
+            )
 
     def check(self, pipeline: Pipeline) -> None:
         """Needs a guidance with a scale that this model can be sampled with, enough captions, and
@@ -113,6 +136,14 @@ class NegativePromptStudy(Study):
     )
     samples: int = option(32, "pictures of each prompt", ge(1))
     metric: Metric = option(ShapeAttributes(), "computes color_accuracy and shape_accuracy")
+
+    @classmethod
+    def example(cls, folder: Path) -> Self:
+        """Two pictures of each of two prompts."""
+        from sfumato import create
+
+        guidance = create("guidance", "negative_prompt")
+        return cls(guidance=guidance, prompts=("a circle", "a square"), samples=2)
 
     def check(self, pipeline: Pipeline) -> None:
         """Needs a guidance that can be sampled with, and a metric that reads the color of the

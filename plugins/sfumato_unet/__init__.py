@@ -11,7 +11,7 @@ laptop to Stable Diffusion, all of it with the default `groups`:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 from attrs.validators import deep_iterable, ge, lt, min_len
@@ -19,6 +19,8 @@ from attrs.validators import deep_iterable, ge, lt, min_len
 from sfumato import Component, ConfigError, Denoiser, PredictionType, Space, hookimpl, option
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sfumato import DenoiserModule
 
 SFUMATO_API = 1
@@ -64,12 +66,15 @@ class UNet(Denoiser):
     linear_projection: bool = option(
         False, "shape the projections around a transformer as matrices (SD 2), not 1x1 convolutions"
     )
-    groups: int = option(
-        32, "groups of GroupNorm; few enough that some channels share one, or time is lost", ge(1)
-    )
+    groups: int = option(32, "groups of GroupNorm, fewer than the channels of any level", ge(1))
     pooled: bool = option(False, "add the pooled text vector to the time embedding")
     dropout: float = option(0.0, "dropout rate inside residual blocks", ge(0.0), lt(1.0))
     prediction: PredictionType = option("epsilon", "what the network says")
+
+    @classmethod
+    def example(cls, folder: Path) -> Self:
+        """Two levels of 8 channels, the second of which attends, and the pooled vector."""
+        return cls(channels=(8, 8), attention=(False, True), heads=(2,), groups=4, pooled=True)
 
     @property
     def time_width(self) -> int:
@@ -85,8 +90,8 @@ class UNet(Denoiser):
         """The levels from the finest to the coarsest.
 
         Raises:
-            ConfigError: an option has neither one value nor one for each level, or does not divide
-                the channels of its level.
+            ConfigError: an option has neither one value nor one for each level, does not divide
+                the channels of its level, or leaves a channel alone in its group.
         """
         named = map(self._by_level, ("attention", "depth", "heads"))
         levels = tuple(map(Level, self.channels, *named))
@@ -98,6 +103,14 @@ class UNet(Denoiser):
                         place=f"unet.{name}",
                         remedy=f"change unet.{name} or unet.channels",
                     )
+            if level.channels == self.groups:
+                # The time is added to each channel as one number, and a norm of the channel alone
+                # takes that away again.
+                raise ConfigError(
+                    f"{self.groups} groups of one channel each lose the time",
+                    place="unet.groups",
+                    remedy=f"use fewer than the {level.channels} channels of a level",
+                )
         return levels
 
     def _by_level(self, name: str) -> tuple[Any, ...]:

@@ -6,8 +6,9 @@
         conformance.check(MySchedule)
 
 First the component's example is held to every law, then option sets that Hypothesis draws around
-it (see `options`). The kinds' laws stand in the modules beside this one. Runs are repeatable:
-nothing is remembered between them and no seed is taken from the clock.
+it (see `options`); what a component itself refuses is not drawn. The kinds' laws stand in the
+modules beside this one. Runs are repeatable: nothing is remembered between them and no seed is
+taken from the clock.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from sfumato import settings
-from sfumato.errors import ConfigError
+from sfumato.errors import ConfigError, DataError
 from sfumato.interfaces import Component
-from sfumato.testing.laws import Broken, Law, laws_of
+from sfumato.testing.laws import Broken, Law, laws_of, subject_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 DRAWS = 10
 """Option sets that are drawn beside the example."""
@@ -38,8 +39,19 @@ _MODULES = (
     "loss_weights",
     "guidances",
     "samplers",
+    "text_encoders",
+    "denoisers",
+    "autoencoders",
+    "objectives",
+    "data",
+    "trackers",
+    "metrics",
+    "studies",
 )
 """The modules that hold laws."""
+
+_REFUSALS = (ConfigError, DataError)
+"""How a component says that its options do not go together."""
 
 
 @attrs.frozen
@@ -104,7 +116,11 @@ def check(component: type[Component] | Component, *, draws: int = DRAWS) -> Repo
         found = laws(base.kind)
         if not found:
             raise ConfigError(f"there are no laws for the kind {base.kind!r}")
-        if failures := [failure for law in found if (failure := _failure(law, base))]:
+        try:
+            failures = list(_failures(base, found))
+        except _REFUSALS as error:
+            failures = [_failure(subject_of(base.kind), base, error)]
+        if failures:
             raise LawsBroken(failures)
         drawn = _check_around(base, found, draws) if draws else 0
     return Report(tuple(law.name for law in found), 1 + drawn)
@@ -131,24 +147,45 @@ def _check_around(base: Component, laws: list[Law], draws: int) -> int:
     @hypothesis.given(options.instances(base))
     def keeps_the_laws(instance: Component) -> None:
         nonlocal drawn
+        try:
+            failure = next(_failures(instance, laws), None)
+        except _REFUSALS:
+            hypothesis.reject()
         drawn += 1
-        for law in laws:
-            if failure := _failure(law, instance):
-                raise LawsBroken([failure])
+        if failure is not None:
+            raise LawsBroken([failure])
 
     keeps_the_laws()
     return drawn
 
 
-def _failure(law: Law, component: Component) -> Failure | None:
+def _failures(component: Component, laws: list[Law]) -> Iterator[Failure]:
+    """The laws that a component does not keep.
+
+    Raises:
+        ConfigError: it refuses its options.
+        DataError: likewise.
+    """
+    subject = subject_of(component.kind)
     try:
-        law.check(component)
-    except Broken as broken:
-        return Failure(law, component, broken.expected, broken.got)
+        looked_at = subject.check(component)
+    except _REFUSALS:
+        raise
     except Exception as error:
-        got = f"{type(error).__name__}: {error}".splitlines()[0]
-        return Failure(law, component, "an answer", got)
-    return None
+        yield _failure(subject, component, error)
+        return
+    for law in laws:
+        try:
+            law.check(looked_at)
+        except Exception as error:
+            yield _failure(law, component, error)
+
+
+def _failure(law: Law, component: Component, error: Exception) -> Failure:
+    if isinstance(error, Broken):
+        return Failure(law, component, error.expected, error.got)
+    got = f"{type(error).__name__}: {error}".splitlines()[0]
+    return Failure(law, component, "an answer", got)
 
 
 def _options(component: Component) -> str:

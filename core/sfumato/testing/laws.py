@@ -8,7 +8,14 @@ Laws are written one function each, next to others of their kind:
         ...
         expect(bool(...), "a falling ratio", f"{snr[i]} at t = {t[i]}, then {snr[i + 1]}")
 
-A law knows nothing about how options are drawn or failures reported.
+Where laws look at what a component builds, a `subject` makes that once for all of them:
+
+    @subject("denoiser")
+    def builds(settings: Denoiser) -> Built:
+        "It builds a module for a small space."
+
+Making the subject is then the first law of the kind. A law knows nothing about how options are
+drawn or failures reported.
 """
 
 from __future__ import annotations
@@ -22,7 +29,7 @@ import attrs
 if TYPE_CHECKING:
     from torch import Tensor
 
-Check = Callable[[Any], None]
+Check = Callable[[Any], Any]
 
 
 class Broken(Exception):
@@ -45,6 +52,7 @@ class Law:
 
 
 _laws: list[Law] = []
+_subjects: dict[str, Law] = {}
 
 
 def law(kind: str) -> Callable[[Check], Check]:
@@ -53,16 +61,37 @@ def law(kind: str) -> Callable[[Check], Check]:
     """
 
     def register(check: Check) -> Check:
-        sentence = inspect.cleandoc(check.__doc__ or "")
-        _laws.append(Law(kind, check.__name__, " ".join(sentence.split()), check))
+        _laws.append(_law(kind, check))
         return check
 
     return register
 
 
+def subject(kind: str) -> Callable[[Check], Check]:
+    """Registers what makes, from a component, that which the laws of its kind look at.
+
+    A ConfigError or DataError that it raises means that the options do not go together.
+    """
+
+    def register(check: Check) -> Check:
+        _subjects[kind] = _law(kind, check)
+        return check
+
+    return register
+
+
+def _law(kind: str, check: Check) -> Law:
+    return Law(kind, check.__name__, " ".join(inspect.cleandoc(check.__doc__ or "").split()), check)
+
+
 def laws_of(kind: str) -> list[Law]:
     """The laws of a kind, in the order in which they are written."""
     return [one for one in _laws if one.kind == kind]
+
+
+def subject_of(kind: str) -> Law:
+    """What makes the subject of a kind's laws: by default the component itself."""
+    return _subjects.get(kind) or Law(kind, "exists", "It exists.", lambda component: component)
 
 
 def expect(holds: bool, expected: str, got: str) -> None:

@@ -1,0 +1,133 @@
+"""Laws of data: captioned pictures of one size, a function of their index."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+import attrs
+import torch
+
+from sfumato.interfaces import Data, Split
+from sfumato.testing.laws import Broken, expect, expect_equal, expect_finite, law, subject
+from sfumato.testing.modules import random_state_kept
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+LOOKED_AT = 24
+"""Examples of a split that are looked at, at most."""
+NAMES: tuple[Literal["train", "test"], ...] = ("train", "test")
+
+Example = tuple[bytes, str]
+
+
+@attrs.frozen(eq=False)
+class Subject:
+    """The settings and their splits."""
+
+    settings: Data
+    splits: Mapping[str, Split]
+
+
+@subject("data")
+def splits(settings: Data) -> Subject:
+    """It has a split to train on and one that is held out."""
+    return Subject(settings, {name: settings.split(name) for name in NAMES})
+
+
+def _indices(split: Split) -> list[int]:
+    """The first examples and the last."""
+    return sorted({*range(min(len(split), LOOKED_AT)), len(split) - 1})
+
+
+def _examples(split: Split) -> list[Example]:
+    """The first examples and the last, picture and caption, as values."""
+    examples = (split.example(index) for index in _indices(split))
+    return [(picture.numpy().tobytes(), caption) for picture, caption in examples]
+
+
+@law("data")
+def not_empty(data: Subject) -> None:
+    """Each split has an example, and counts what it dropped."""
+    for name, split in data.splits.items():
+        expect(len(split) > 0, f"an example to {name} on", "none")
+        expect(split.dropped >= 0, "a count of what was dropped", repr(split.dropped))
+
+
+@law("data")
+def pictures_are_as_stated(data: Subject) -> None:
+    """Pictures are (3, *picture_size), float32, in [-1, 1]."""
+    wanted = (3, *data.settings.picture_size)
+    for split in data.splits.values():
+        for index in _indices(split):
+            picture: Tensor = split.example(index)[0]
+            found = (tuple(picture.shape), picture.dtype)
+            expect_equal(found, (wanted, torch.float32), "pictures")
+            expect_finite(picture, "pictures")
+            low, high = float(picture.min()), float(picture.max())
+            expect(-1 <= low and high <= 1, "values in [-1, 1]", f"values in [{low:g}, {high:g}]")
+
+
+@law("data")
+def captions_are_those_of_the_examples(data: Subject) -> None:
+    """`caption(i)` is the text that `example(i)` gives."""
+    for split in data.splits.values():
+        for index in _indices(split):
+            expect_equal(split.caption(index), split.example(index)[1], f"caption {index}:")
+
+
+@law("data")
+def repeatable(data: Subject) -> None:
+    """An index gives the same example again, in any order, and from another split of the name."""
+    for name in NAMES:
+        split = data.splits[name]
+        first = _examples(split)
+        backwards = [split.example(index) for index in reversed(_indices(split))]
+        again = [(picture.numpy().tobytes(), caption) for picture, caption in reversed(backwards)]
+        expect(again == first, f"the same {name} examples again", "others")
+        other = _examples(data.settings.split(name))
+        expect(other == first, f"the same {name} examples from a split made anew", "others")
+
+
+@law("data")
+def held_out_is_held_out(data: Subject) -> None:
+    """No example of the test split is among those to train on."""
+    train, test = (_examples(data.splits[name]) for name in NAMES)
+    common = sorted({caption for _, caption in set(train) & set(test)})
+    expect(not common, "no example in both splits", f"{common[:3]} in both")
+
+
+@law("data")
+def survives_pickling(data: Subject) -> None:
+    """A split goes to a worker process and gives the same there."""
+    for name, split in data.splits.items():
+        there = pickle.loads(pickle.dumps(split))
+        expect_equal(len(there), len(split), f"length of the {name} split after pickling:")
+        expect(_examples(there) == _examples(split), f"the same {name} examples", "others")
+
+
+@law("data")
+def an_index_outside_is_refused(data: Subject) -> None:
+    """An index below 0 or from `len` on raises IndexError, for examples and for captions."""
+    for split in data.splits.values():
+        for index in (-1, len(split)):
+            for name, look in (("example", split.example), ("caption", split.caption)):
+                try:
+                    look(index)
+                except IndexError:
+                    continue
+                except Exception as error:
+                    got = f"{type(error).__name__} from {name}({index})"
+                    raise Broken("IndexError", got) from error
+                raise Broken("IndexError", f"an answer from {name}({index}) of {len(split)}")
+
+
+@law("data")
+def random_state_is_left_alone(data: Subject) -> None:
+    """Nothing is drawn from torch's generator."""
+    with random_state_kept():
+        for split in data.splits.values():
+            _examples(split)
