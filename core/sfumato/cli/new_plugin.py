@@ -123,7 +123,6 @@ def write(folder: Path, files: dict[str, str]) -> None:
         remedy = "name another folder with --out"
         raise ConfigError("is there and is no empty folder", place=str(folder), remedy=remedy)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".new-plugin-", dir=folder.parent) as scratch:
             draft = Path(scratch, folder.name)
             for path, text in files.items():
