@@ -121,9 +121,10 @@ def test_the_experiment_of_its_readme_trains(kind, packages, tmp_path):
     _, _, text = (package.folder / "README.md").read_text().partition("```yaml\nexperiments:\n")
     line, _, _ = text.partition("```")
     (tmp_path / "registry.yaml").write_text(DEMO + line)
-    registry = Registry.load(tmp_path / "registry.yaml", plugins.load([package.file]))
+    catalogue = plugins.load([package.file])
+    registry = Registry.load(tmp_path / "registry.yaml", catalogue)
     experiment = registry.experiment(package.folder.name, ["stages.denoiser.steps=2"])
-    steps = list(train(experiment, tmp_path / "run", watchers=[]))
+    steps = list(train(experiment, tmp_path / "run", catalogue=catalogue))
 
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["status"] == "completed"
@@ -176,7 +177,7 @@ def test_from_nothing_to_a_training_run_in_90_seconds(tmp_path):
     seconds = time.monotonic() - began
 
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "completed"
-    assert "use: soft_noise" in (tmp_path / "run" / "settings.yaml").read_text()
+    assert "use: soft-noise:soft_noise" in (tmp_path / "run" / "settings.yaml").read_text()
     listed = json.loads(python("sfumato.cli", "plugins", "--json"))
     ours = [one for one in listed["components"] if one["distribution"] == "soft-noise"]
     assert [(one["kind"], one["name"]) for one in ours] == [("noise_schedule", "soft_noise")]
@@ -209,6 +210,14 @@ def test_the_command_writes_where_it_says(call, tmp_path):
     (tmp_path / "empty").mkdir()
     assert call("new-plugin", "other", "--kind", "loss", "--out", "empty")[0] == 0
     assert (tmp_path / "empty" / "other" / "__init__.py").is_file()
+
+
+def test_the_tutorial_shows_what_is_written():
+    names = new_plugin.Names(distribution="soft-noise")
+    files = new_plugin.contents(names, "noise_schedule")
+    page = (ROOT / "docs" / "write-a-plugin.md").read_text()
+    assert f"```toml\n{files['pyproject.toml']}```" in page
+    assert f"```python\n{files['soft_noise/__init__.py']}```" in page
 
 
 REMEDY = "; use another name"
@@ -299,13 +308,16 @@ def test_check_says_when_the_testing_extra_is_missing(call, packages, monkeypatc
 
 
 def test_a_distribution_is_found_however_it_is_spelt_and_a_broken_one_says_why(packages):
-    component = packages["loss"].component()
-    offer = plugins.Offer(component=component, distribution="Soft_Loss", version="1")
-    broken = plugins.Broken(distribution="bad-one", version="1", cause="bad: ImportError: no")
-    catalogue = plugins.Catalogue((offer,), (broken,), ())
-    assert check.offered("soft-loss", catalogue) == [offer]
-    assert check.offered("soft.loss:my_loss", catalogue) == [offer]
-    with pytest.raises(PluginError, match="^bad-one: bad: ImportError: no$"):
+    (loaded,) = plugins.load([packages["loss"].file], entry_points=[]).plugins
+    soft = attrs.evolve(loaded.origin, distribution="Soft_Loss")
+    bad = attrs.evolve(loaded.origin, distribution="bad-one", version="1.2")
+    catalogue = plugins.Catalogue(
+        (attrs.evolve(loaded, origin=soft),),
+        (plugins.Broken(origin=bad, cause="bad_one: ImportError: no"),),
+    )
+    for name in ("soft-loss", "Soft_Loss", "soft.loss:my_loss"):
+        assert check.offered(name, catalogue) == list(catalogue.offers)
+    with pytest.raises(PluginError, match="^bad-one 1.2: bad_one: ImportError: no$"):
         check.offered("bad-one", catalogue)
     with pytest.raises(ConfigError, match="^Soft_Loss offers no component 'x'; known: my_loss$"):
         check.offered("Soft_Loss:x", catalogue)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,18 +54,19 @@ def offered(plugin: str, catalogue: Catalogue) -> list[Offer]:
     """What a file, a distribution or a qualified name offers.
 
     Raises:
-        ConfigError: nothing of that name is installed.
+        ConfigError: nothing of that name is installed and enabled.
         PluginError: the file or the distribution is broken.
     """
-    if plugin.endswith(".py"):
-        from sfumato import plugins
+    from sfumato import plugins
 
+    if plugin.endswith(".py"):
         return list(plugins.load([Path(plugin)], entry_points=[]).offers)
     distribution, _, name = plugin.partition(":")
+    wanted = plugins.normalised(distribution)
     for left_out in catalogue.broken:
-        if _normal(left_out.distribution) == _normal(distribution):
-            raise PluginError(left_out.cause, place=left_out.distribution)
-    offers = [o for o in catalogue.offers if _normal(o.distribution) == _normal(distribution)]
+        if plugins.normalised(left_out.distribution) == wanted:
+            raise PluginError(left_out.cause, place=str(left_out.origin))
+    offers = [o for o in catalogue.offers if plugins.normalised(o.distribution) == wanted]
     if not offers:
         installed = {offer.distribution for offer in catalogue.offers}
         remedy = suggestion(distribution, installed)
@@ -76,11 +76,6 @@ def offered(plugin: str, catalogue: Catalogue) -> list[Offer]:
         remedy = suggestion(name, {offer.component.name for offer in offers})
         raise ConfigError(f"{distribution} offers no component {name!r}", remedy=remedy)
     return named
-
-
-def _normal(distribution: str) -> str:
-    """A name as indexes compare it (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def _counted(count: int, noun: str) -> str:
