@@ -307,17 +307,22 @@ def test_check_says_when_the_testing_extra_is_missing(call, packages, monkeypatc
     )  # fmt: skip
 
 
-def test_a_distribution_is_found_however_it_is_spelt_and_a_broken_one_says_why(packages):
+def test_a_distribution_is_found_however_it_is_spelt_and_says_why_where_it_is_left_out(packages):
     (loaded,) = plugins.load([packages["loss"].file], entry_points=[]).plugins
     soft = attrs.evolve(loaded.origin, distribution="Soft_Loss")
     bad = attrs.evolve(loaded.origin, distribution="bad-one", version="1.2")
     catalogue = plugins.Catalogue(
         (attrs.evolve(loaded, origin=soft),),
         (plugins.Broken(origin=bad, cause="bad_one: ImportError: no"),),
+        (attrs.evolve(bad, distribution="quiet"),),
     )
     for name in ("soft-loss", "Soft_Loss", "soft.loss:my_loss"):
         assert check.offered(name, catalogue) == list(catalogue.offers)
     with pytest.raises(PluginError, match="^bad-one 1.2: bad_one: ImportError: no$"):
         check.offered("bad-one", catalogue)
+    with pytest.raises(
+        ConfigError, match="^quiet 1.2: is disabled; take the name out of SFUMATO_DISABLE_PLUGINS$"
+    ):
+        check.offered("quiet", catalogue)
     with pytest.raises(ConfigError, match="^Soft_Loss offers no component 'x'; known: my_loss$"):
         check.offered("Soft_Loss:x", catalogue)

@@ -66,6 +66,10 @@ def offered(plugin: str, catalogue: Catalogue) -> list[Offer]:
     for left_out in catalogue.broken:
         if plugins.normalised(left_out.distribution) == wanted:
             raise PluginError(left_out.cause, place=str(left_out.origin))
+    for origin in catalogue.disabled:
+        if plugins.normalised(origin.distribution) == wanted:
+            remedy = f"take the name out of {plugins.DISABLE}"
+            raise ConfigError("is disabled", place=str(origin), remedy=remedy)
     offers = [o for o in catalogue.offers if plugins.normalised(o.distribution) == wanted]
     if not offers:
         installed = {offer.distribution for offer in catalogue.offers}
