@@ -49,6 +49,12 @@ def test_the_registry_of_its_readme_is_whole(tmp_path):
     assert experiment.time_grid.name == "karras_sigmas"
 
 
+@pytest.mark.slow
+def test_it_is_strictly_typed():
+    package = PACKAGE / "sfumato_karras"
+    run(sys.executable, "-m", "mypy", "--strict", package, cwd=ROOT, MYPYPATH=str(ROOT / "core"))
+
+
 def test_its_packaging_is_short():
     assert len((PACKAGE / "pyproject.toml").read_text().splitlines()) <= 15
 
