@@ -297,7 +297,7 @@ def test_check_names_what_is_installed(call):
     assert call("check", "sfumato:ddi") == (
         2, "", "error: sfumato offers no component 'ddi'; did you mean 'ddim'?\n",
     )  # fmt: skip
-    assert call("check", "mine.py") == (1, "", "error: mine.py: there is no such file\n")
+    assert call("check", "mine.py") == (2, "", "error: mine.py: there is no such file\n")
 
 
 def test_check_says_when_the_testing_extra_is_missing(call, packages, monkeypatch):
