@@ -226,16 +226,16 @@ def _place(found: tuple[Origin, object]) -> tuple[str, str]:
 
 def _switched_off(installed: set[str]) -> set[str]:
     """Those of the installed distributions that the environment disables."""
-    known = {_normal(name): name for name in installed}
+    known = {normalised(name): name for name in installed}
     asked = [name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()]
     for name in asked:
-        if _normal(name) not in known:
+        if normalised(name) not in known:
             remedy = suggestion(name, installed)
             warnings.warn(f"{DISABLE}: {name!r} brings no plugin; {remedy}", stacklevel=3)
-    return {known[_normal(name)] for name in asked if _normal(name) in known}
+    return {known[normalised(name)] for name in asked if normalised(name) in known}
 
 
-def _normal(distribution: str) -> str:
+def normalised(distribution: str) -> str:
     """Names are compared as package indexes do: `My_Plugin` is `my-plugin`."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
 

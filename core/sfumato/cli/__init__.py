@@ -13,7 +13,18 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from sfumato.cli import describe, doctor, lock, plugins, sample, schema, show, train
+from sfumato.cli import (
+    check,
+    describe,
+    doctor,
+    lock,
+    new_plugin,
+    plugins,
+    sample,
+    schema,
+    show,
+    train,
+)
 from sfumato.cli.session import Session
 from sfumato.errors import SfumatoError
 
@@ -25,8 +36,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (train, sample, show, plugins, lock, describe, schema, doctor):
-    app.command(command.__name__.rpartition(".")[2])(command.command)
+COMMANDS = (train, sample, show, plugins, check, new_plugin, lock, describe, schema, doctor)
+for command in COMMANDS:
+    app.command(command.__name__.rpartition(".")[2].replace("_", "-"))(command.command)
 
 
 @app.callback()
