@@ -19,7 +19,7 @@ import attrs
 from attrs.validators import ge, le
 
 from sfumato import Denoise, Guided, NoiseSchedule, Sampler, SampleStep, option
-from sfumato_samplers.intervals import Interval, Level, Noise, intervals
+from sfumato_samplers.intervals import Interval, Level, intervals
 from sfumato_samplers.multistep import (
     MultistepSampler,
     change,
@@ -28,12 +28,14 @@ from sfumato_samplers.multistep import (
     remembered,
     weights,
 )
+from sfumato_samplers.stepping import StochasticSampler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
+    from sfumato_samplers.intervals import Noise
     from sfumato_samplers.multistep import Known
 
 
@@ -66,11 +68,7 @@ class DPMPP2M(MultistepSampler):
 
     name = "dpmpp_2m"
     depth = 2
-
-    @property
-    def order(self) -> int:
-        """2."""
-        return 2
+    order = 2
 
     def correction(self, past: Sequence[Known], end: Level, down: Level) -> Tensor | float:
         """The midpoint rule."""
@@ -78,15 +76,8 @@ class DPMPP2M(MultistepSampler):
 
 
 @attrs.frozen(kw_only=True)
-class SDESampler(MultistepSampler):
+class SDESampler(MultistepSampler, StochasticSampler):
     """A multistep method for the reverse SDE."""
-
-    eta: float = option(1.0, "share of the SDE's noise: 0 is deterministic", ge(0.0), le(1.0))
-
-    @property
-    def order(self) -> int | None:
-        """2, as the first step is Euler's; none once noise is drawn."""
-        return 2 if self.eta == 0 else None
 
     def split(self, interval: Interval) -> tuple[Level, float]:
         """The exact solution where x0 is constant."""

@@ -17,12 +17,15 @@ import attrs
 from attrs.validators import ge, gt, le
 
 from sfumato import Denoise, NoiseSchedule, Sampler, SampleStep, option
-from sfumato_samplers.intervals import Interval, Level, Noise, intervals, time_of
+from sfumato_samplers.intervals import Interval, Level, intervals, time_of
+from sfumato_samplers.stepping import SingleStepSampler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
+
+    from sfumato_samplers.intervals import Noise
 
 
 def heun_step(denoise: Denoise, x: Tensor, interval: Interval) -> SampleStep:
@@ -42,7 +45,7 @@ def lifted(x: Tensor, level: Level, above: Level, noise: Noise, scale: float = 1
 
 
 @attrs.frozen(kw_only=True)
-class Heun(Sampler):
+class Heun(SingleStepSampler):
     """Second order with two predictions a step, one at the last.
 
     References:
@@ -50,24 +53,15 @@ class Heun(Sampler):
     """
 
     name = "heun"
+    order = 2
 
-    @property
-    def order(self) -> int:
-        """2."""
-        return 2
-
-    def run(
-        self, denoise: Denoise, schedule: NoiseSchedule, x: Tensor, times: Tensor, noise: Noise
-    ) -> Iterator[SampleStep]:
+    def step(self, denoise: Denoise, x: Tensor, interval: Interval, noise: Noise) -> SampleStep:
         """Algorithm 1 of the paper; draws no noise."""
-        for interval in intervals(schedule, times):
-            step = heun_step(denoise, x, interval)
-            x = step.x
-            yield step
+        return heun_step(denoise, x, interval)
 
 
 @attrs.frozen(kw_only=True)
-class EDM(Sampler):
+class EDM(SingleStepSampler):
     """Before each Heun step r grows by a factor 1 + g, g = min(churn / steps, sqrt(2) - 1).
 
     Noise levels are in units of r, the paper's sigma; the noisiest time of the schedule bounds
@@ -90,20 +84,15 @@ class EDM(Sampler):
         """2, of Heun's method, where nothing is churned."""
         return 2 if self.churn == 0 else None
 
-    def run(
-        self, denoise: Denoise, schedule: NoiseSchedule, x: Tensor, times: Tensor, noise: Noise
-    ) -> Iterator[SampleStep]:
+    def step(self, denoise: Denoise, x: Tensor, interval: Interval, noise: Noise) -> SampleStep:
         """Algorithm 2 of the paper."""
-        growth = 1 + min(self.churn / (len(times) - 1), math.sqrt(2) - 1)
-        for interval in intervals(schedule, times):
-            start = interval.start
-            if growth > 1 and start.alpha > 0 and self.low <= start.ratio <= self.high:
-                t, above = time_of(schedule, growth * start.ratio)
-                x = lifted(x, start, above, noise, self.noise_scale)
-                interval = attrs.evolve(interval, t=t, start=above)
-            step = heun_step(denoise, x, interval)
-            x = step.x
-            yield step
+        start = interval.start
+        growth = 1 + min(self.churn / interval.steps, math.sqrt(2) - 1)
+        if growth > 1 and start.alpha > 0 and self.low <= start.ratio <= self.high:
+            t, above = time_of(interval.schedule, growth * start.ratio)
+            x = lifted(x, start, above, noise, self.noise_scale)
+            interval = attrs.evolve(interval, t=t, start=above)
+        return heun_step(denoise, x, interval)
 
 
 @attrs.frozen(kw_only=True)

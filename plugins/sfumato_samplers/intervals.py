@@ -31,7 +31,7 @@ from sfumato import Guided, NoiseSchedule, SampleStep
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from torch import Tensor
+    from torch import Tensor  # noqa: TC004 (nothing resolves the fields of Interval)
 
     Noise = Callable[[], Tensor]
 
@@ -100,14 +100,18 @@ class Level:
 
 @attrs.frozen(eq=False, kw_only=True)
 class Interval:
-    """A step from time t down to s, () float64 on the CPU, with the levels there."""
+    """A step from time t down to s, () float64 on the CPU, with the levels there.
 
+    `index` counts the intervals behind, of `steps`.
+    """
+
+    schedule: NoiseSchedule
     index: int
+    steps: int
     t: Tensor
     s: Tensor
     start: Level
     end: Level
-    last: bool
 
     def done(self, x: Tensor, x0: Tensor) -> SampleStep:
         """The record of this step."""
@@ -118,9 +122,15 @@ def intervals(schedule: NoiseSchedule, times: Tensor) -> Iterator[Interval]:
     """The steps between neighbouring times, (steps + 1,) float64 on the CPU."""
     levels = [Level(*pair) for pair in zip(*map(_floats, schedule.alpha_sigma(times)), strict=True)]
     for index, (start, end) in enumerate(pairwise(levels)):
-        t, s = times[index], times[index + 1]
-        last = index == len(times) - 2
-        yield Interval(index=index, t=t, s=s, start=start, end=end, last=last)
+        yield Interval(
+            schedule=schedule,
+            index=index,
+            steps=len(times) - 1,
+            t=times[index],
+            s=times[index + 1],
+            start=start,
+            end=end,
+        )
 
 
 def _floats(values: Tensor) -> list[float]:

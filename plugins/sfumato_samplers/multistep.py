@@ -24,12 +24,14 @@ import attrs
 from attrs.validators import ge, le
 
 from sfumato import Denoise, Guided, NoiseSchedule, Sampler, SampleStep, option
-from sfumato_samplers.intervals import Interval, Level, Noise, intervals
+from sfumato_samplers.intervals import Interval, Level, intervals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor
+
+    from sfumato_samplers.intervals import Noise
 
     Known = tuple[Level, Guided]
     """A prediction and the level that it was made at."""
@@ -201,11 +203,7 @@ class PNDM(Sampler):
     """
 
     name = "pndm"
-
-    @property
-    def order(self) -> int:
-        """2 (Theorem 3.1 of the paper)."""
-        return 2
+    order = 2
 
     def run(
         self, denoise: Denoise, schedule: NoiseSchedule, x: Tensor, times: Tensor, noise: Noise
@@ -218,18 +216,16 @@ class PNDM(Sampler):
             past = remembered(past, (start, guided), 4)
             x = end.noised(guided)
             if interval.index < 3 and start.bounded(end):
-                x = start.eps_step(end, guided, self._mean(denoise, schedule, guided, interval))
+                x = start.eps_step(end, guided, self._mean(denoise, guided, interval))
             elif len(past) > 1:
                 x = x + IPNDM().correction(past, end, end)
             yield interval.done(x, guided.x0)
 
     @staticmethod
-    def _mean(
-        denoise: Denoise, schedule: NoiseSchedule, guided: Guided, interval: Interval
-    ) -> Tensor:
+    def _mean(denoise: Denoise, guided: Guided, interval: Interval) -> Tensor:
         """The mean of eps over an interval by Equation 13."""
         start, end, half = interval.start, interval.end, (interval.t + interval.s) / 2
-        middle = Level.at(schedule, half)
+        middle = Level.at(interval.schedule, half)
         second = denoise(middle.noised(guided), half).eps
         third = denoise(start.eps_step(middle, guided, second), half).eps
         fourth = denoise(start.eps_step(end, guided, third), interval.s).eps

@@ -27,17 +27,17 @@ from typing import TYPE_CHECKING, Literal
 import attrs
 from attrs.validators import ge, le, optional
 
-from sfumato import Denoise, Guided, NoiseSchedule, Sampler, SampleStep, option
-from sfumato_samplers.intervals import Interval, Noise, intervals
+from sfumato import Denoise, Guided, SampleStep, option
+from sfumato_samplers.stepping import SingleStepSampler
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import Tensor
+
+    from sfumato_samplers.intervals import Interval, Noise
 
 
 @attrs.frozen(kw_only=True)
-class RenoisingSampler(Sampler):
+class RenoisingSampler(SingleStepSampler):
     """x_s = alpha_s x0 + kept eps + fresh z; a subclass says how much of each noise."""
 
     clip_x0: float | None = option(
@@ -50,18 +50,15 @@ class RenoisingSampler(Sampler):
     def levels(self, interval: Interval) -> tuple[float, float]:
         """The standard deviations (kept, fresh)."""
 
-    def run(
-        self, denoise: Denoise, schedule: NoiseSchedule, x: Tensor, times: Tensor, noise: Noise
-    ) -> Iterator[SampleStep]:
-        """Walks x down the times; `noise` is called only at steps that add fresh noise."""
-        for interval in intervals(schedule, times):
-            start, end = interval.start, interval.end
-            guided = self._clipped(denoise(x, interval.t), start.alpha / start.sigma)
-            kept, fresh = self.levels(interval)
-            x = end.alpha * guided.x0 + kept * guided.eps
-            if fresh > 0:
-                x = x + fresh * noise()
-            yield interval.done(x, guided.x0)
+    def step(self, denoise: Denoise, x: Tensor, interval: Interval, noise: Noise) -> SampleStep:
+        """One prediction; `noise` is called only where fresh noise is added."""
+        start, end = interval.start, interval.end
+        guided = self._clipped(denoise(x, interval.t), start.alpha / start.sigma)
+        kept, fresh = self.levels(interval)
+        x = end.alpha * guided.x0 + kept * guided.eps
+        if fresh > 0:
+            x = x + fresh * noise()
+        return interval.done(x, guided.x0)
 
     def _clipped(self, guided: Guided, alpha_over_sigma: float) -> Guided:
         if self.clip_x0 is None:
@@ -89,7 +86,7 @@ class DDPM(RenoisingSampler):
     def levels(self, interval: Interval) -> tuple[float, float]:
         """Algorithm 2 of the paper: no fresh noise at the last step."""
         down, fresh = interval.start.ancestral(interval.end, 1.0)
-        if interval.last:
+        if interval.index == interval.steps - 1:
             return down.sigma, 0.0
         if self.variance == "small":
             return down.sigma, fresh
@@ -128,11 +125,7 @@ class Euler(RenoisingSampler):
     """
 
     name = "euler"
-
-    @property
-    def order(self) -> int:
-        """1."""
-        return 1
+    order = 1
 
     def levels(self, interval: Interval) -> tuple[float, float]:
         """Line 5 of Algorithm 1 of the paper: all noise is kept."""
