@@ -150,7 +150,7 @@ class UniPC(Sampler):
         for interval in intervals(schedule, times):
             start, end = interval.start, interval.end
             guided = denoise(x, interval.t)
-            if past and past[0][0].alpha > 0:
+            if past and past[0][0].holds_signal:
                 known = [*past, (start, guided)]
                 shift = euler + x0_change(known, start, start, midpoint=True) - x
                 guided = Guided(guided.x0, guided.eps + shift / start.sigma)

@@ -88,7 +88,7 @@ class EDM(SingleStepSampler):
         """Algorithm 2 of the paper."""
         start = interval.start
         growth = 1 + min(self.churn / interval.steps, math.sqrt(2) - 1)
-        if growth > 1 and start.alpha > 0 and self.low <= start.ratio <= self.high:
+        if growth > 1 and start.holds_signal and self.low <= start.ratio <= self.high:
             t, above = time_of(interval.schedule, growth * start.ratio)
             x = lifted(x, start, above, noise, self.noise_scale)
             interval = attrs.evolve(interval, t=t, start=above)

@@ -14,8 +14,10 @@ DDIM, and a method of higher order moves that place by what it knows of the chan
     z_s = x0 + r_s eps + integral of (eps(r) - eps) dr
         = x0 + r_s eps + integral of exp(lambda - lambda_s) (x0(lambda) - x0) dlambda
 
-Where alpha or sigma is 0 lambda has no bounds and nothing is known of the change, so there a method
-takes the Euler step. All coefficients are host floats (float64): a step waits for no device.
+Where there is no signal or no noise lambda has no bounds and nothing is known of the change, so
+there a method takes the Euler step. (Methods in r, such as Heun's, want r to fall by a moderate
+factor at each step: a grid like that of Karras et al. where it begins in the thousands.) All
+coefficients are host floats (float64): a step waits for no device.
 """
 
 from __future__ import annotations
@@ -59,6 +61,11 @@ class Level:
         """The paper's lambda = log(alpha / sigma); infinite where either is 0."""
         return -math.log(self.ratio) if self.sigma else math.inf
 
+    @property
+    def holds_signal(self) -> bool:
+        """Whether x shows any: below the rounding of float32 it is pure noise, alpha 0 or not."""
+        return self.alpha > 2**-24 * self.sigma
+
     def noised(self, guided: Guided) -> Tensor:
         """The Euler step to this level: alpha x0 + sigma eps, wherever these were estimated."""
         return self.alpha * guided.x0 + self.sigma * guided.eps
@@ -68,8 +75,8 @@ class Level:
         return self.alpha * end.sigma / (end.alpha * self.sigma)
 
     def bounded(self, end: Level) -> bool:
-        """Whether lambda is finite at both ends of a step to `end`."""
-        return self.alpha > 0 and end.sigma > 0
+        """Whether lambda is finite, and known, at both ends of a step to `end`."""
+        return self.holds_signal and end.sigma > 0
 
     def eps_step(self, end: Level, guided: Guided, mean: Tensor) -> Tensor:
         """The step to `end` with `mean` in the place of eps, the mean over r; needs alpha > 0."""

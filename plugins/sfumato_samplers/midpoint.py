@@ -83,7 +83,8 @@ class DPMPPSDE(SingleStepSampler, StochasticSampler):
     """DPM-Solver++(2S) for the reverse SDE: the midpoint has the noise of the first half.
 
     The noise of the whole step is that of its halves, the first carried on to s as the SDE carries
-    it. (k-diffusion draws both from one Brownian path in sigma, which correlates them otherwise.)
+    it; independent draws would leave a method of first order. (k-diffusion takes both from one
+    Brownian path in sigma, whose correlation is that of the SDE for short steps only.)
 
     References:
         DPM-Solver++, 2022, arXiv:2211.01095

@@ -78,7 +78,7 @@ class MultistepSampler(Sampler):
         """What the change of the prediction adds to x_s.
 
         Args:
-            past: 2 to `depth` predictions, the present one first; alpha > 0 at all of them.
+            past: 2 to `depth` predictions, the present one first; all from where there is signal.
             end: the level at s.
             down: where the step leads before fresh noise leads up to `end`.
         """
@@ -106,7 +106,7 @@ class MultistepSampler(Sampler):
 
 def remembered(past: Sequence[Known], now: Known, depth: int) -> list[Known]:
     """The last `depth` predictions, the newest first; none from pure noise, where r is infinite."""
-    return [now, *(known for known in past if known[0].alpha > 0)][:depth]
+    return [now, *(known for known in past if known[0].holds_signal)][:depth]
 
 
 @attrs.frozen(kw_only=True)
