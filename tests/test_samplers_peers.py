@@ -37,6 +37,8 @@ from sfumato_samplers import (
 )
 from sfumato_schedules import Leading, LinearBeta, Trailing
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers on numpy 2
+
 SHAPE = (2, 3, 4, 4)
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 NOISY = {torch.float64: 1e-9, torch.float32: 1e-4}
