@@ -423,6 +423,31 @@ def test_sde_dpm_solver_plus_plus_of_diffusers(rule, dtype):
     assert_same(*pairs, torch.float32)
 
 
+def test_sde_dpm_solver_plus_plus_of_diffusers_at_order_3_errs_by_a_sign():
+    """It adds -1/2 d2 for +1/2 d2, so its third step is off by d2 whole, however short the steps."""
+    scheduler = schedulers().DPMSolverMultistepScheduler(
+        algorithm_type="sde-dpmsolver++", solver_type="heun", solver_order=3
+    )
+    schedule, times, noise = (
+        LinearBeta(),
+        Trailing().times(16, LinearBeta()),
+        drawn(1, torch.float64),
+    )
+    ours, theirs = beside(scheduler, HalfAParabola(), schedule, times, torch.float64, noise)
+    assert_same(ours[:2], theirs[:2], torch.float32)
+
+    log_r = ratios_of(schedule, times).log()
+    alpha, _ = schedule.alpha_sigma(times)
+    starts = [start_at(schedule, times, torch.float64) / alpha[0], *ours]
+    x0 = [x0_of(starts[i], float(log_r[i].exp())) for i in range(3)]
+    h, late, early = (float(log_r[i] - log_r[i + 1]) for i in (2, 1, 0))
+    d2 = ((x0[2] - x0[1]) * h / late - (x0[1] - x0[0]) * h / early) * h / (late + early)
+    torch.testing.assert_close(
+        theirs[2] - ours[2], -d2, rtol=0, atol=1e-4 * float(ours[2].abs().max())
+    )
+    assert float(d2.abs().max()) > 1e-2
+
+
 def give_float64_table(scheduler, schedule):
     betas = torch.tensor(schedule.betas(), dtype=torch.float64)
     scheduler.alphas_cumprod = torch.cumprod(1 - betas, 0)
@@ -489,7 +514,7 @@ def test_euler_of_diffusers_errs_by_its_float32_table(steps):
 
 
 def restart_formula(z, ratios, low, high, repeats, noise):
-    """Xu et al., Algorithm 1, in z and r; the ways down visit the same levels."""
+    """Xu et al., Section 3.1, in z and r; the ways down visit the same levels."""
 
     def heun(z, r, s):
         slope = (z - x0_of(z, r)) / r

@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.polynomial import legendre
 
-from sfumato import Guided
+from sfumato import Guided, Pipeline
 from sfumato.testing.mixture import QuarterCircle, Straight, clusters, flow_to, gaussian, point
 from sfumato_samplers import (
     DDIM,
@@ -219,6 +219,19 @@ def test_the_first_step_from_pure_noise_is_eulers():
         torch.testing.assert_close(step.x, euler.x)
 
 
+# With a network
+
+
+@pytest.mark.parametrize("component", sfumato_components(), ids=lambda c: c.name)
+def test_each_samples_from_a_trained_pipeline_with_guidance(small_run, component):
+    """By its name, at times between those of the grid, too; the same pictures for the same seed."""
+    pipeline = Pipeline.load(small_run, [f"sampler={component.name}", "guidance.scale=3"])
+    pictures, again = (pipeline.sample(["a red circle"], steps=4, seed=0) for _ in range(2))
+    assert pictures.isfinite().all()
+    assert float(pictures.std()) > 0.01
+    assert torch.equal(pictures, again)
+
+
 # Costs: predictions and draws of noise over 10 steps, the last of them clean
 
 COSTS = [
@@ -262,6 +275,18 @@ def test_predictions_and_draws(sampler, predictions, draws):
     for _ in sampler.run(denoise, schedule, noise(), even(10, 0.95), counted):
         pass
     assert count == [predictions, draws]
+
+
+def test_ddpm_takes_the_mean_at_the_last_step_wherever_that_ends():
+    schedule, draws, noise = QuarterCircle(), [], normal()
+    best = clusters().denoise(schedule)
+    for sampler, expected in ((DDPM(), 4), (EulerAncestral(), 5)):
+        draws.clear()
+        for _ in sampler.run(
+            best, schedule, noise(), even(5, 0.9, 0.1), lambda: draws.append(0) or noise()
+        ):
+            pass
+        assert len(draws) == expected
 
 
 def test_edm_churns_only_between_its_bounds_and_up_to_the_noisiest_time():

@@ -89,7 +89,7 @@ class DPMPP2MSDE(SDESampler):
     """SDE-DPM-Solver++(2M): the line through the last two predictions; dpmpp_2m at eta 0.
 
     References:
-        DPM-Solver++, 2022, arXiv:2211.01095, Section 5
+        DPM-Solver++, 2022, arXiv:2211.01095, SDE-DPM-Solver++(2M)
     """
 
     name = "dpmpp_2m_sde"
@@ -106,6 +106,8 @@ class DPMPP2MSDE(SDESampler):
 @attrs.frozen(kw_only=True)
 class DPMPP3MSDE(SDESampler):
     """SDE-DPM-Solver++(3M): the parabola through the last three predictions, integrated exactly.
+
+    Published code gives the parabola's second-order term half of this weight.
 
     References:
         DPM-Solver++, 2022, arXiv:2211.01095
@@ -130,7 +132,7 @@ class UniPC(Sampler):
 
     References:
         UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models, 2023,
-        arXiv:2302.04867, Algorithms 7 and 8
+        arXiv:2302.04867, Section 3, for the prediction of x0
     """
 
     name = "unipc"

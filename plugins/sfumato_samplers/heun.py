@@ -121,7 +121,7 @@ class Restart(Sampler):
     def run(
         self, denoise: Denoise, schedule: NoiseSchedule, x: Tensor, times: Tensor, noise: Noise
     ) -> Iterator[SampleStep]:
-        """Algorithm 1 of the paper, with one restart interval."""
+        """Section 3.1 of the paper, with one restart interval."""
         passed: list[Interval] = []
         for interval in intervals(schedule, times):
             if interval.start.ratio <= self.high:

@@ -4,7 +4,7 @@ With z = x / alpha, r = sigma / alpha and lambda = -log r the probability flow o
 whether it preserves variance, lets it explode or goes straight, is one equation:
 
     dz / dr = eps                (Song et al., 2020, arXiv:2010.02502, Equation 14)
-    dz / dlambda = x0 - z        (Lu et al., 2022, arXiv:2211.01095, Equation 6)
+    dz / dlambda = x0 - z        (Lu et al., 2022, arXiv:2211.01095, Proposition 4.1)
 
 A step starts from z = x0 + r eps. That is x / alpha, unless guidance renoises with another eps than
 that of x0 on purpose (CFG++); so a sampler hands x to `denoise` and goes on from what it answers.

@@ -137,8 +137,8 @@ class LMS(AdamsSampler):
 
     References:
         k-diffusion, `sample_lms`, 2022
-        Fast Sampling of Diffusion Models with Exponential Integrator, 2022, arXiv:2204.13902,
-        Section 3.3 (there called rho-AB)
+        Fast Sampling of Diffusion Models with Exponential Integrator, 2022, arXiv:2204.13902 (there
+        rho AB-DEIS)
     """
 
     name = "lms"
@@ -155,8 +155,8 @@ class IPNDM(AdamsSampler):
     References:
         Pseudo Numerical Methods for Diffusion Models on Manifolds, 2022, arXiv:2202.09778,
         Equation 12
-        Fast Sampling of Diffusion Models with Exponential Integrator, 2022, arXiv:2204.13902,
-        Appendix H (the start by lower orders)
+        Fast Sampling of Diffusion Models with Exponential Integrator, 2022, arXiv:2204.13902 (the
+        start by lower orders: "improved PNDM")
     """
 
     name = "ipndm"
@@ -171,8 +171,8 @@ class DEIS(MultistepSampler):
     """z_s = z_t + integral p(lambda) dr, with p a polynomial in lambda through the last eps.
 
     References:
-        Fast Sampling of Diffusion Models with Exponential Integrator, 2022, arXiv:2204.13902,
-        Equation 14, in the variable log rho
+        Fast Sampling of Diffusion Models with Exponential Integrator, 2022, arXiv:2204.13902, with
+        log rho for the variable of the polynomial, as in diffusers
     """
 
     name = "deis"
