@@ -30,6 +30,8 @@ docs: .venv/dev
 .venv/dev: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	# Only its samplers are wanted, beside ours; what it depends on brings torchvision.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps "k-diffusion>=0.1.1"
 	touch $@ .venv/demo
 
 .PHONY: demo docs test test-slow

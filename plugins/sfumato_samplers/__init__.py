@@ -1,18 +1,24 @@
 """Samplers: the reverse process, from noise to x0.
 
-`ddpm` and `ddim` are one step with different shares of kept and fresh noise (see `renoising`).
+    renoising    ddpm, ddim, euler, euler_ancestral              one prediction a step, no memory
+    heun         heun, edm, restart                              two, the second at the end
+    midpoint     dpm2, dpmpp_2s_ancestral, dpmpp_sde             two, the second half-way
+    multistep    lms, ipndm, pndm, deis                          one, and earlier ones' eps
+    exponential  dpmpp_2m, dpmpp_2m_sde, dpmpp_3m_sde, unipc     one, and earlier ones' x0
+
+All speak of a step as `intervals` does: in z = x / alpha and r = sigma / alpha, so on any schedule.
 """
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-import attrs
-from attrs.validators import ge, le
-
-from sfumato import Component, hookimpl, option
-from sfumato_samplers.renoising import Interval, RenoisingSampler
+from sfumato import Component, hookimpl
+from sfumato_samplers.exponential import DPMPP2M, DPMPP2MSDE, DPMPP3MSDE, UniPC
+from sfumato_samplers.heun import EDM, Heun, Restart
+from sfumato_samplers.midpoint import DPM2, DPMPPSDE, DPMPP2SAncestral
+from sfumato_samplers.multistep import DEIS, IPNDM, LMS, PNDM
+from sfumato_samplers.renoising import DDIM, DDPM, Euler, EulerAncestral
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,53 +26,13 @@ if TYPE_CHECKING:
 SFUMATO_API = 1
 
 
-@attrs.frozen(kw_only=True)
-class DDPM(RenoisingSampler):
-    """A draw from q(x_s given x_t, x0) at the estimated x0, on any grid; its mean at the last step.
-
-    In the paper's terms the variance is beta_tilde (`small`, right for data at one point) or beta
-    (`large`, right for unit Gaussian data), beta being that of the whole step from s to t.
-
-    References:
-        Denoising Diffusion Probabilistic Models, 2020, arXiv:2006.11239
-        Variational Diffusion Models, 2021, arXiv:2107.00630
-    """
-
-    name = "ddpm"
-    variance: Literal["small", "large"] = option("small", "of the fresh noise: beta_tilde or beta")
-
-    def levels(self, interval: Interval) -> tuple[float, float]:
-        """Algorithm 2 of the paper: no fresh noise at the last step."""
-        kept = interval.sigma_s * math.sqrt(1 - interval.renewed)
-        if interval.last:
-            return kept, 0.0
-        scale = interval.sigma_s if self.variance == "small" else interval.sigma_t
-        return kept, scale * math.sqrt(interval.renewed)
-
-
-@attrs.frozen(kw_only=True)
-class DDIM(RenoisingSampler):
-    """x_s = alpha_s x0 + sqrt(sigma_s^2 - v^2) eps + v z, with v^2 = eta^2 var(x_s given x_t, x0).
-
-    References:
-        Denoising Diffusion Implicit Models, 2020, arXiv:2010.02502
-    """
-
-    name = "ddim"
-    eta: float = option(0.0, "0 is deterministic, 1 is ddpm with small variance", ge(0.0), le(1.0))
-
-    @property
-    def order(self) -> int | None:
-        """1, of an Euler step in sigma / alpha; none once noise is drawn."""
-        return 1 if self.eta == 0 else None
-
-    def levels(self, interval: Interval) -> tuple[float, float]:
-        """Equations 12 and 16 of the paper."""
-        share = self.eta**2 * interval.renewed
-        return interval.sigma_s * math.sqrt(1 - share), interval.sigma_s * math.sqrt(share)
-
-
 @hookimpl
 def sfumato_components() -> Iterable[type[Component]]:
     """The components of this plugin."""
-    return [DDPM, DDIM]
+    return [
+        *(DDPM, DDIM, Euler, EulerAncestral),
+        *(Heun, EDM, Restart),
+        *(DPM2, DPMPP2SAncestral, DPMPPSDE),
+        *(LMS, IPNDM, PNDM, DEIS),
+        *(DPMPP2M, DPMPP2MSDE, DPMPP3MSDE, UniPC),
+    ]
