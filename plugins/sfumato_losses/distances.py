@@ -60,10 +60,10 @@ class L1(Distance):
 
 @attrs.frozen(kw_only=True)
 class Huber(Distance):
-    """2 c (sqrt(e^2 + c^2) - c): e^2 for errors below c, 2 c |e| above, so that outliers in the data
-    pull less.
+    """2 c (sqrt(e^2 + c^2) - c): e^2 for errors below c, 2 c |e| above.
 
-    `schedule` says how c depends on the time, from 1 at t = 0 towards `delta`:
+    Outliers in the data pull less. `schedule` says how c depends on the time, from 1 at t = 0
+    towards `delta`:
 
         constant      c = delta
         exponential   c = delta^t
