@@ -16,7 +16,7 @@ class Recording(DenoiserModule):
 
     def __init__(self, space):
         super().__init__()
-        self.schedule, self.prediction = space.schedule, "v"
+        self.schedule = space.schedule
         self.says = None
 
     def forward(self, x_t, t, condition, variant=None):

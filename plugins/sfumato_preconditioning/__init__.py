@@ -56,6 +56,16 @@ class EDM(Denoiser):
         """x0."""
         return "x0"
 
+    @property
+    def multiple(self) -> int:
+        """That of the network inside."""
+        return self.denoiser.multiple
+
+    @property
+    def variants(self) -> frozenset[str]:
+        """Those of the network inside."""
+        return self.denoiser.variants
+
     def build(self, space: Space) -> DenoiserModule:
         """The network, told log(s) / 4 in the place of the timestep, in its frame."""
         from sfumato_preconditioning.edm import EDMModule

@@ -56,14 +56,9 @@ class EDMModule(DenoiserModule):
 
     def __init__(self, edm: EDM, space: Space) -> None:
         super().__init__()
-        self.prediction = edm.prediction
         self.schedule, self.sigma_data = space.schedule, edm.sigma_data
         clock = NoiseLevelClock(schedule=space.schedule)
         self.denoiser = edm.denoiser.build(attrs.evolve(space, schedule=clock))
-
-    def variants(self) -> frozenset[str]:
-        """Those of the network inside."""
-        return self.denoiser.variants()
 
     def precompute(self, text: TextEmbedding, times: Tensor) -> Any:
         """That of the network inside."""
