@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 import attrs
-from attrs.validators import gt
+from attrs.validators import ge, le
 
 from sfumato import Component, Denoiser, Space, hookimpl, option, required
 
@@ -41,7 +41,7 @@ class EDM(Denoiser):
     name = "edm"
 
     denoiser: Denoiser = required("the network inside, F")
-    sigma_data: float = option(0.5, "d, the standard deviation of the data", gt(0))
+    sigma_data: float = option(0.5, "d, the standard deviation of the data", ge(0.05), le(20))
 
     @classmethod
     def example(cls, folder: Path) -> Self:
