@@ -138,6 +138,8 @@ class Page:
             warnings.catch_warnings(),
             pytest.raises(SystemExit) as end,
         ):
+            # True of the run here, which has seen ten steps, and not of one that a reader trains.
+            warnings.filterwarnings("ignore", ".* pictures are saturated")
             # pytest would keep them to itself; the command says how they are shown.
             warnings.showwarning = lambda *facts: printed.write(warnings.formatwarning(*facts[:4]))
             cli.main(arguments)

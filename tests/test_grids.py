@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from sfumato import ConfigError, NoiseSchedule
-from sfumato_schedules import Leading, LinearBeta, Linspace, Trailing
+from sfumato_schedules import Leading, LinearBeta, Linspace, SGMUniform, Trailing
 
 SCHEDULE = LinearBeta()
-GRIDS = [Leading(), Leading(offset=1), Trailing(), Linspace()]
+GRIDS = [Leading(), Leading(offset=1), Trailing(), Linspace(), SGMUniform()]
 
 
 class Flow(NoiseSchedule):
@@ -35,6 +35,13 @@ def test_indices_of_the_spacings():
     assert indices(Trailing(), 7) == [999, 856, 713, 570, 428, 285, 142]
     assert indices(Linspace(), 50)[:3] == [999, 979, 958]
     assert indices(Linspace(), 50)[-2:] == [20, 0]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 50, 64, 333, 1000])
+def test_sgm_uniform_is_that_of_the_authors(steps):
+    numpy = pytest.importorskip("numpy")
+    theirs = numpy.linspace(999, 0, steps, endpoint=False).astype(int)
+    assert indices(SGMUniform(), steps) == theirs.tolist()
 
 
 def test_twenty_steps_with_offset():
@@ -160,11 +167,11 @@ def test_leading_cannot_end_on_the_entry_that_it_visits():
     )
 
 
-@pytest.mark.parametrize(("grid", "steps"), [(Trailing, 1000), (Linspace, 1000)])
-def test_a_step_that_would_stand_still(grid, steps):
+@pytest.mark.parametrize(("grid", "twice"), [(Trailing, 0.001), (Linspace, 0.501)])
+def test_a_step_that_would_stand_still(grid, twice):
     with pytest.raises(ConfigError) as error:
-        grid(final="first").times(steps, SCHEDULE)
+        grid(final="first").times(1000, SCHEDULE)
     assert str(error.value) == (
-        f"time_grid.{grid.name}: {steps} steps that end on the first entry visit an entry twice; "
+        f"time_grid.{grid.name}: 1000 steps visit t = {twice} twice; "
         "use final: clean or fewer steps"
     )

@@ -164,9 +164,12 @@ def merged(base, lines):
 
 def entry(component, **changes):
     """One entry with every option written out; required ones are those that a component needs."""
-    required = {"folder": "photos", "guidance": "cfg"}
+    needed = {
+        "folder": "photos", "guidance": "cfg", "denoiser": "unet", "schedule": "linear", "shift": 2.0,
+        "values": [0.5, 0.25],
+    }  # fmt: skip
     written = {
-        name: required[name] if field.default is attrs.NOTHING else settings.default(field)
+        name: needed[name] if field.default in (attrs.NOTHING, ()) else settings.default(field)
         for name, field in settings.fields(component).items()
     }
     options = {"use": component.name, **written, **changes}

@@ -6,7 +6,7 @@ import attrs
 import pytest
 import torch
 
-from sfumato import NoiseSchedule, TableSchedule
+from sfumato import ConfigError, NoiseSchedule, TableSchedule
 
 
 @attrs.frozen(kw_only=True)
@@ -148,3 +148,48 @@ def test_tables_are_values():
     assert Table(given=BETAS) == TABLE
     assert hash(Table(given=BETAS)) == hash(TABLE)
     assert Table(given=BETAS[:5]) != TABLE
+
+
+TERMINAL = Table(given=(*BETAS[:-1], 1.0))
+
+
+def test_a_table_may_end_without_signal():
+    assert TERMINAL.alpha_bars[:-1] == TABLE.alpha_bars[:-1]
+    assert [float(value) for value in TERMINAL.alpha_sigma(torch.ones(()))] == [0, 1]
+    before = torch.linspace(0, 0.99, 400, dtype=torch.float64)
+    for found, expected in zip(
+        TERMINAL.alpha_sigma(before), TABLE.alpha_sigma(before), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("table", [TERMINAL, Table(given=(0.3, 1.0))], ids=["100", "2"])
+def test_inverse_ratio_is_linear_up_to_an_entry_without_signal(table):
+    share = torch.linspace(0, 1, 11, dtype=torch.float64)
+    alpha, sigma = table.alpha_sigma((table.points - 1 + share) / table.points)
+    last = table.alpha_bars[-2]
+    expected = math.sqrt(last / (1 - last)) * (1 - share)
+    torch.testing.assert_close(alpha / sigma, expected, rtol=1e-10, atol=1e-15)
+
+
+@pytest.mark.parametrize("table", [TERMINAL, Table(given=(0.3, 1.0))], ids=["100", "2"])
+def test_time_at_inverts_a_table_without_signal_at_the_end(table):
+    t = torch.cat(
+        [torch.linspace(0.001, 0.9999, 997, dtype=torch.float64), every(table.points)[:-1]]
+    )
+    torch.testing.assert_close(table.time_at(log_ratio(table, t)), t, rtol=1e-10, atol=1e-12)
+    ends = table.time_at(torch.tensor([-math.inf, 200.0, math.inf]))
+    torch.testing.assert_close(ends, torch.tensor([0.0, 1.0, 1.0]).double(), rtol=0, atol=1e-15)
+
+
+def test_derivatives_are_finite_before_an_end_without_signal():
+    t = torch.linspace(0.01, 0.999, 500, dtype=torch.float64, requires_grad=True)
+    for value in TERMINAL.alpha_sigma(t):
+        (gradient,) = torch.autograd.grad(value.sum(), t, retain_graph=True)
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("given", [(1.0,), (0.5, 1.0, 0.5)], ids=["the only", "in the middle"])
+def test_no_signal_anywhere_else_is_refused(given):
+    with pytest.raises(ConfigError, match="no signal is left at step"):
+        Table(given=given)

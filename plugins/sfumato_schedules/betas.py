@@ -10,13 +10,15 @@ which `TableSchedule` cares.
 
 from __future__ import annotations
 
+import json
 import math
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import attrs
-from attrs.validators import ge, gt, lt
+from attrs.validators import deep_iterable, ge, gt, le, lt
 
-from sfumato import TableSchedule, option
+from sfumato import ConfigError, TableSchedule, option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,3 +88,81 @@ class Cosine(TableSchedule):
 
     def _f(self, t: float) -> float:
         return math.cos(math.pi / 2 * (t + self.offset) / (1 + self.offset)) ** 2
+
+
+@attrs.frozen(kw_only=True)
+class Sigmoid(TableSchedule):
+    """Variances on a logistic curve: beta_i = beta_start + (beta_end - beta_start) sigmoid(z_i),
+    z_i in even steps from -reach to reach.
+
+    References:
+        GeoDiff: A Geometric Diffusion Model for Molecular Conformation Generation, 2022,
+        arXiv:2203.02923
+    """
+
+    name = "sigmoid"
+    beta_start: float = option(1e-4, "the lower asymptote", ge(0.0), lt(1.0))
+    beta_end: float = option(0.02, "the upper asymptote", gt(0.0), lt(1.0))
+    reach: float = option(6.0, "how far the curve is followed to either side", gt(0.0), le(30.0))
+    steps: int = option(1000, "T, the length of the table", ge(2))
+
+    def betas(self) -> Sequence[float]:
+        """beta_1 ... beta_T."""
+        rise = self.beta_end - self.beta_start
+        curve = evenly(-self.reach, self.reach, self.steps)
+        return [self.beta_start + rise / (1 + math.exp(-z)) for z in curve]
+
+
+@attrs.frozen(kw_only=True)
+class Betas(TableSchedule):
+    """The betas that are listed, here or in a file.
+
+    A file is read once, and its numbers take the place of its name: so a run records the betas
+    themselves. `.json` holds one list, `.txt` numbers between blanks, commas or line ends.
+
+    Raises:
+        ConfigError: there are no betas, or two sources of them; the file cannot be read.
+    """
+
+    name = "betas"
+    values: tuple[float, ...] = option((), "beta_1 ... beta_T", deep_iterable([gt(0), le(1)]))
+    file: str | None = option(None, "a .json or .txt file of them, instead of `values`")
+
+    @classmethod
+    def example(cls, folder: Path) -> Self:
+        """Ten of them, rising."""
+        return cls(values=tuple(evenly(0.01, 0.4, 10)))
+
+    def __attrs_post_init__(self) -> None:
+        if (self.file is None) == (not self.values):
+            raise ConfigError(
+                "expected either values or a file",
+                place="noise_schedule betas",
+                remedy="give `values: [...]`, or `file: PATH`",
+            )
+        if self.file is not None:
+            object.__setattr__(self, "values", read_numbers(Path(self.file)))
+            object.__setattr__(self, "file", None)
+        TableSchedule.__attrs_post_init__(self)
+
+    def betas(self) -> Sequence[float]:
+        """beta_1 ... beta_T."""
+        return self.values
+
+
+def read_numbers(path: Path) -> tuple[float, ...]:
+    """The numbers of a .json list or a .txt file.
+
+    Raises:
+        ConfigError: the file is missing, or holds something else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text) if path.suffix == ".json" else text.replace(",", " ").split()
+        return tuple(float(item) for item in found)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"no numbers can be read from it ({error})",
+            place=str(path),
+            remedy="a .json file holds one list of numbers, a .txt file numbers between blanks",
+        ) from error

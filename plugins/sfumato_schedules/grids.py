@@ -1,8 +1,8 @@
-"""The times that inference visits: N classical indices out of the T of a table, by three spacings.
+"""The times that inference visits, by N classical indices out of the T of a table.
 
-They are those of Table 2 of Lin et al., "Common Diffusion Noise Schedules and Sample Steps are
-Flawed", 2023, arXiv:2305.08891; index i is the time (i + 1) / T. Fractions are rounded once, half
-to even.
+Index i is the time (i + 1) / T. `leading`, `trailing` and `linspace` are those of Table 2 of Lin et
+al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", 2023, arXiv:2305.08891, their
+fractions rounded once, half to even.
 
 The last step ends at the grid's `final`: clean, or on the first entry of the table, where Stable
 Diffusion stops (known as `set_alpha_to_one=False`). A schedule in continuous time is visited like a
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import attrs
 from attrs.validators import ge, le
@@ -21,12 +21,58 @@ from attrs.validators import ge, le
 from sfumato import ConfigError, NoiseSchedule, TimeGrid, option
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 
 @attrs.frozen(kw_only=True)
-class IndexGrid(TimeGrid):
+class CheckedGrid(TimeGrid):
+    """A grid whose number of steps and whose fall are checked; a subclass says where it stops."""
+
+    TOO_MANY: ClassVar[str] = "use fewer steps"
+
+    @abstractmethod
+    def visited(self, steps: int, schedule: NoiseSchedule) -> Sequence[float]:
+        """The `steps` falling times at which the denoiser is asked, in (0, 1]."""
+
+    def last(self, points: int) -> float:
+        """The time at which the picture is done, on a schedule of that many points."""
+        return 0.0
+
+    def times(self, steps: int, schedule: NoiseSchedule) -> Tensor:
+        """(steps + 1,) float64, strictly falling, on the CPU.
+
+        Raises:
+            ConfigError: `steps` is below 1 or above `schedule.points`, or the times would leave the
+                schedule or repeat one.
+        """
+        import torch
+
+        if steps < 1:
+            raise self.refusal(f"{steps} steps", "ask for at least 1")
+        points = schedule.points or 1000 * steps
+        if steps > points:
+            raise self.refusal(
+                f"{steps} steps on a noise schedule of {points} points",
+                f"ask for at most {points}",
+            )
+        times = [*self.visited(steps, schedule), self.last(points)]
+        for before, after in pairwise(times):
+            if after >= before:
+                raise self.refusal(f"{steps} steps visit t = {after:g} twice", self.TOO_MANY)
+        return torch.tensor(times, dtype=torch.float64)
+
+    def refusal(self, problem: str, remedy: str) -> ConfigError:
+        """An error that names the grid."""
+        return ConfigError(problem, place=f"time_grid.{self.name}", remedy=remedy)
+
+
+@attrs.frozen(kw_only=True)
+class IndexGrid(CheckedGrid):
     """A grid that is given by the classical indices that it visits."""
+
+    TOO_MANY = "use final: clean or fewer steps"
 
     final: Literal["clean", "first"] = option(
         "clean", "where the last step ends: at t = 0, or at 1 / T, the first entry of the table"
@@ -36,40 +82,20 @@ class IndexGrid(TimeGrid):
     def indices(self, steps: int, points: int) -> list[int]:
         """`steps` falling indices into a table of `points` >= `steps`."""
 
-    def times(self, steps: int, schedule: NoiseSchedule) -> Tensor:
-        """(steps + 1,) float64, strictly falling, on the CPU.
-
-        Raises:
-            ConfigError: `steps` is below 1 or above `schedule.points`, or the times would leave the
-                table or repeat one.
-        """
-        import torch
-
-        place = f"time_grid.{self.name}"
+    def visited(self, steps: int, schedule: NoiseSchedule) -> Sequence[float]:
+        """(i + 1) / T."""
         points = schedule.points or 1000 * steps
-        if steps < 1:
-            raise ConfigError(f"{steps} steps", place=place, remedy="ask for at least 1")
-        if steps > points:
-            raise ConfigError(
-                f"{steps} steps on a noise schedule of {points} points",
-                place=place,
-                remedy=f"ask for at most {points}",
+        indices = self.indices(steps, points)
+        if indices[0] >= points:
+            raise self.refusal(
+                f"{steps} steps start at index {indices[0]} of {points} points",
+                "ask for fewer steps or use offset: 0",
             )
-        entries = [index + 1 for index in self.indices(steps, points)]
-        entries.append(1 if self.final == "first" else 0)
-        if entries[0] > points:
-            raise ConfigError(
-                f"{steps} steps start at index {entries[0] - 1} of {points} points",
-                place=place,
-                remedy="ask for fewer steps or use offset: 0",
-            )
-        if any(later >= earlier for earlier, later in pairwise(entries)):
-            raise ConfigError(
-                f"{steps} steps that end on the first entry visit an entry twice",
-                place=place,
-                remedy="use final: clean or fewer steps",
-            )
-        return torch.tensor(entries, dtype=torch.float64) / points
+        return [(index + 1) / points for index in indices]
+
+    def last(self, points: int) -> float:
+        """0 or 1 / T."""
+        return 1 / points if self.final == "first" else 0.0
 
 
 @attrs.frozen(kw_only=True)
@@ -127,3 +153,19 @@ class Linspace(IndexGrid):
         """At T = 1000 and N = 50: 999, 979 ... 20, 0. One step starts at T - 1."""
         intervals = max(steps if self.final == "first" else steps - 1, 1)
         return [round((points - 1) * (intervals - k) / intervals) for k in range(steps)]
+
+
+@attrs.frozen(kw_only=True)
+class SGMUniform(IndexGrid):
+    """floor((T - 1) k / N) for k = N ... 1: like `linspace`, but it never visits the first entry.
+
+    References:
+        SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis, 2023,
+        arXiv:2307.01952, in the authors' `generative-models`
+    """
+
+    name = "sgm_uniform"
+
+    def indices(self, steps: int, points: int) -> list[int]:
+        """At T = 1000 and N = 50: 999, 979 ... 19."""
+        return [(points - 1) * k // steps for k in range(steps, 0, -1)]

@@ -1,4 +1,8 @@
-"""The times that training draws."""
+"""The times that training draws when every time counts alike, and how evenly they are spread.
+
+`Stratified` and `LowDiscrepancy` make the uniform numbers of a batch more even and hand them on, so
+that they compose with every density: `{use: stratified, density: logit_normal}`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from sfumato import NoiseSchedule, TimeSampler
+from sfumato import NoiseSchedule, TimeSampler, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,3 +31,46 @@ class Uniform(TimeSampler):
         if schedule.points is None:
             return u
         return (u * schedule.points).ceil() / schedule.points
+
+
+@attrs.frozen(kw_only=True)
+class Stratified(TimeSampler):
+    """One of the `rows` intervals of equal probability for each row, (row + u) / rows, and a random
+    place in it.
+
+    References:
+        Variational Diffusion Models, 2021, arXiv:2107.00630, Appendix I.1, which shares one u
+    """
+
+    name = "stratified"
+    density: TimeSampler = option(attrs.Factory(Uniform), "of the times")
+
+    def draw(self, u: Tensor, row: Tensor, rows: int, step: int, schedule: NoiseSchedule) -> Tensor:
+        """Times (B,) float64 in (0, 1]."""
+        return self.density.draw((row + u) / rows, row, rows, step, schedule)
+
+
+@attrs.frozen(kw_only=True)
+class LowDiscrepancy(TimeSampler):
+    """The van der Corput sequence, which is Sobol's in one dimension, over rows and steps.
+
+    Element n = step rows + row is n's bits mirrored at the binary point. So 2^k rows hit each of
+    2^k equal intervals once at every step, and 2^m steps of them each of 2^(k + m).
+
+    References:
+        On the distribution of points in a cube and the approximate evaluation of integrals, Sobol,
+        1967
+    """
+
+    name = "low_discrepancy"
+    density: TimeSampler = option(attrs.Factory(Uniform), "of the times")
+
+    BITS = 32
+
+    def draw(self, u: Tensor, row: Tensor, rows: int, step: int, schedule: NoiseSchedule) -> Tensor:
+        """Times (B,) float64 in (0, 1]; u fills in what is below the last bit."""
+        mirrored = u
+        number = step * rows + row
+        for bit in reversed(range(self.BITS)):
+            mirrored = (mirrored + (number >> bit & 1)) / 2
+        return self.density.draw(mirrored, row, rows, step, schedule)
