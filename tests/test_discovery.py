@@ -76,12 +76,12 @@ def test_a_broken_distribution_is_left_out_alone_and_named(sfumato, wheel, name)
 
 def test_asking_for_a_component_of_a_broken_distribution_says_why_it_is_missing(sfumato, wheel):
     broken = wheel("import-error", BROKEN["import-error"][0])
-    done = sfumato("describe", "noise_schedule", "curve", env=environment(broken))
+    done = sfumato("describe", "noise_schedule", "linnear", env=environment(broken))
     assert done.returncode == 2
     assert done.stderr == (
-        "error: noise_schedule: no noise_schedule is named 'curve'; known: cosine, linear, "
-        "scaled_linear (left out as broken: import-error 1.0 (import_error: ModuleNotFoundError: "
-        "No module named 'nowhere'))\n"
+        "error: noise_schedule: no noise_schedule is named 'linnear'; did you mean 'linear'? "
+        "(left out as broken: import-error 1.0 (import_error: ModuleNotFoundError: No module named "
+        "'nowhere'))\n"
     )
 
 

@@ -153,7 +153,8 @@ def errors(sampler: Sampler, counts: tuple[int, ...]) -> list[float]:
     found = []
     for count in counts:
         times = CIRCLE.time_at(torch.linspace(first, last, count + 1, dtype=torch.float64))
-        found.append(float((_walk(sampler, clusters(), x, times)[-1].x - truth).abs().max()))
+        end = _walk(sampler, clusters(), x.clone(), times)[-1].x
+        found.append(float((end - truth).abs().max()))
     return found
 
 
