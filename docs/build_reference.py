@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import sfumato
 from sfumato import settings
-from sfumato.interfaces import Component
+from sfumato.interfaces import KINDS, Component
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,12 +30,12 @@ HEADER = "| Option | Type | Bounds | Default | Meaning |\n|---|---|---|---|---|"
 
 def write(folder: Path, catalogue: Catalogue) -> None:
     """Writes the reference of a catalogue into `folder`, `index.md` on top."""
-    kinds = sorted(interface.kind for interface in Component.__subclasses__())
+    kinds = sorted(KINDS)
     pages = {"python": python("sfumato", without="sfumato.records")}
     pages["records"] = python("sfumato.records")
     for offer in catalogue.offers:
         pages[f"{offer.component.kind}/{offer.component.name}"] = component(offer)
-    for interface in Component.__subclasses__():
+    for interface in KINDS.values():
         offers = [o for o in catalogue.offers if o.component.kind == interface.kind]
         pages[interface.kind] = kind(interface, offers)
     pages["index"] = index(kinds)

@@ -19,7 +19,7 @@ import build_reference
 from sphinx.cmd.build import main as sphinx
 
 from sfumato import plugins
-from sfumato.interfaces import Component
+from sfumato.interfaces import KINDS
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -45,7 +45,7 @@ def stage(folder: Path) -> None:
             staged_page.write_text(_page(page, staged_page, places))
     catalogue = plugins.load()
     build_reference.write(folder / "reference", catalogue)
-    for interface in Component.__subclasses__():
+    for interface in KINDS.values():
         offers = [offer for offer in catalogue.offers if offer.component.kind == interface.kind]
         with (folder / "concepts" / f"{interface.kind.replace('_', '-')}.md").open("a") as page:
             listed = build_reference.built_in(interface.kind, offers, "../reference/")

@@ -29,8 +29,8 @@ class Scaled(sfumato.Guidance):
     name = "scaled"
     scale: float = sfumato.option(4.0, "how much")
 
-    def branches(self, step, negatives):
-        return {}
+    def branches(self, step):
+        return []
 
     def combine(self, predictions, step, guided, memory):
         raise NotImplementedError
@@ -253,8 +253,8 @@ def test_the_guidance_study_needs_a_scale():
     class Plain(sfumato.Guidance):
         name = "plain"
 
-        def branches(self, step, negatives):
-            return {}
+        def branches(self, step):
+            return []
 
         def combine(self, predictions, step, guided, memory):
             raise NotImplementedError

@@ -6,10 +6,10 @@ Kinds with weights or effects are in `test_planted_heavy`.
 import math
 from typing import ClassVar
 
-import attrs
 import pytest
 import torch
 
+from planting import Planted
 from sfumato import (
     ConfigError,
     Guidance,
@@ -29,18 +29,8 @@ from sfumato_losses import MSE, P2
 from sfumato_samplers import DDIM, DDPM
 from sfumato_schedules import Cosine, LinearBeta, Trailing, Uniform
 
-PLANTED = []
-
-
-def planted(*laws):
-    """Marks a component as one that breaks these laws, the first of them first."""
-
-    def mark(component):
-        component = attrs.frozen(kw_only=True)(component)
-        PLANTED.append(pytest.param(component, laws, id=component.__name__))
-        return component
-
-    return mark
+PLANTED = Planted()
+planted = PLANTED.breaks
 
 
 @planted("snr_falls", "time_at_inverts")

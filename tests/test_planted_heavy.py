@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
+from planting import Planted
 from sfumato import (
     ConfigError,
     DenoiserModule,
@@ -36,18 +37,8 @@ from sfumato_losses import Denoising
 from sfumato_losses.denoising import DenoisingModule
 from sfumato_unet import UNet
 
-PLANTED = []
-
-
-def planted(*laws):
-    """Marks a component as one that breaks these laws, the first of them first."""
-
-    def mark(component):
-        component = attrs.frozen(kw_only=True)(component)
-        PLANTED.append(pytest.param(component, laws, id=component.__name__))
-        return component
-
-    return mark
+PLANTED = Planted()
+planted = PLANTED.breaks
 
 
 class Around(DenoiserModule):

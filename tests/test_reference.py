@@ -9,12 +9,11 @@ import pytest
 
 import sfumato
 from sfumato import plugins, settings
-from sfumato.interfaces import Component
+from sfumato.interfaces import KINDS
 from small import ROOT
 
 DOCS = ROOT / "docs"
 OFFERS = plugins.load().offers
-KINDS = sorted(interface.kind for interface in Component.__subclasses__())
 TREE = re.compile(r"^```\{toctree\}\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 

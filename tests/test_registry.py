@@ -4,6 +4,7 @@ import attrs
 import pytest
 
 import sfumato
+from sfumato import plugins
 from sfumato.errors import ConfigError
 from sfumato.registry import Registry
 from small import ROOT, SMALL
@@ -182,3 +183,31 @@ def test_the_packaged_registry_is_the_one_at_the_root():
 
     assert PACKAGED.read_bytes() == (ROOT / "registry.yaml").read_bytes()
     assert "demo" in Registry.load().experiments
+
+
+CLASH = """
+import attrs
+from sfumato import NoiseSchedule, hookimpl
+
+@attrs.frozen(kw_only=True)
+class Other(NoiseSchedule):
+    name = "linear"
+
+    def alpha_sigma(self, t):
+        return 1 - t, t
+
+@hookimpl
+def sfumato_components():
+    return [Other]
+"""
+
+
+def test_a_name_that_two_plugins_offer_stops_only_those_who_use_it(registry_file):
+    plugin = registry_file.with_name("clash.py")
+    plugin.write_text(CLASH)
+    registry = Registry.load(registry_file, plugins.load([plugin]))
+    assert registry.experiment("cosine").noise_schedule.name == "cosine"
+    assert message(registry.experiment, "small") == (
+        f"{registry_file}:4: noise_schedule.linear.use: two plugins offer the noise_schedule 'linear'; "
+        "write 'sfumato:linear' or 'clash.py:linear'"
+    )

@@ -1,4 +1,4 @@
-"""Where it runs. One process on one device; the engine for many ranks has the same four verbs.
+"""Where it runs. One process on one device; an engine for many ranks has the same verbs.
 
 Knows nothing about diffusion.
 """

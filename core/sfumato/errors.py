@@ -29,11 +29,18 @@ class ConfigError(SfumatoError):
     """Settings or arguments are wrong. Several problems of one file are one error, a line each."""
 
     exit_code = 2
+    parts: Sequence[SfumatoError] = ()
 
     @classmethod
     def joined(cls, errors: Sequence[SfumatoError]) -> ConfigError:
-        """One error that lists all of `errors`."""
-        return cls("\n".join(str(error) for error in errors))
+        """One error that lists all of `errors`, and holds them as `parts`."""
+        error = cls("\n".join(str(one) for one in errors))
+        error.parts = errors
+        return error
+
+
+class AmbiguousError(ConfigError):
+    """Several plugins offer a name: wrong for whoever uses it, and for nobody else."""
 
 
 class PluginError(SfumatoError):

@@ -474,3 +474,13 @@ class Study(Component):
             pipeline: trained, in eval mode.
             seed: of all noise.
         """
+
+
+KINDS: Mapping[str, type[Component]] = {
+    interface.kind: interface
+    for interface in (
+        NoiseSchedule, TimeGrid, TimeSampler, TextEncoder, Denoiser, Autoencoder, Loss, LossWeight,
+        Guidance, Sampler, Objective, Data, Tracker, Metric, Study,
+    )
+}  # fmt: skip
+"""The interface of each kind."""

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from sfumato.admission import Origin, Plugin, admit
-from sfumato.errors import ConfigError, PluginError, cause, suggestion
+from sfumato.errors import AmbiguousError, ConfigError, PluginError, cause, suggestion
 from sfumato.interfaces import Component
 from sfumato.watchers import Watchers
 
@@ -122,7 +122,8 @@ class Catalogue:
         if found:
             ways = " or ".join(repr(offer.qualified) for offer in found)
             count = "two" if len(found) == 2 else str(len(found))
-            raise at.error(f"{count} plugins offer the {kind} {name!r}", f"write {ways}")
+            problem = f"{count} plugins offer the {kind} {name!r}"
+            raise AmbiguousError(problem, place=at.place, remedy=f"write {ways}")
         remedy = suggestion(
             name, [o.qualified for o in offers] if ":" in name else self.names(kind)
         )

@@ -15,9 +15,9 @@ import attrs
 
 from sfumato import document, plugins, settings
 from sfumato.document import Node
-from sfumato.errors import ConfigError, SfumatoError, suggestion
+from sfumato.errors import AmbiguousError, ConfigError, SfumatoError, suggestion
 from sfumato.experiment import Experiment, PipelineSettings
-from sfumato.interfaces import Component
+from sfumato.interfaces import KINDS
 from sfumato.layers import Layers
 from sfumato.plugins import Catalogue
 
@@ -99,7 +99,7 @@ class Registry:
             errors.append(version.error(f"expected version: {VERSION}"))
         pipelines = _mapping(parts.pop("pipelines", Node({})), errors)
         experiments = _mapping(parts.pop("experiments", Node({})), errors)
-        kinds = {interface.kind for interface in Component.__subclasses__()}
+        kinds = list(KINDS)
         entries: dict[tuple[str, str], Node] = {}
         for kind, section in parts.items():
             if kind in kinds:
@@ -111,14 +111,18 @@ class Registry:
         return cls(catalogue, entries, pipelines, experiments), errors
 
     def _check(self) -> list[SfumatoError]:
-        """Resolves and structures all that the file holds."""
+        """Resolves and structures all that the file holds.
+
+        A name that several plugins offer is no error of the file, and left to whoever uses it.
+        """
         errors: list[SfumatoError] = []
 
         def attempt(call: Any, *arguments: Any) -> None:
             try:
                 call(*arguments)
-            except SfumatoError as error:
-                errors.append(error)
+            except ConfigError as error:
+                parts = error.parts or (error,)
+                errors.extend(part for part in parts if not isinstance(part, AmbiguousError))
 
         for (kind, _), entry in self.entries.items():
             attempt(self._component, kind, entry)

@@ -23,7 +23,7 @@ import attrs
 
 from sfumato import settings
 from sfumato.experiment import Experiment, PipelineSettings, Stage
-from sfumato.interfaces import Component
+from sfumato.interfaces import KINDS, Component
 from sfumato.registry import BODY, SLOTS, VERSION
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def text(catalogue: Catalogue) -> str:
 
 def make(catalogue: Catalogue) -> dict[str, Any]:
     """The schema of a registry file that may name any component of the catalogue."""
-    interfaces = sorted(Component.__subclasses__(), key=lambda interface: interface.kind)
+    interfaces = [KINDS[kind] for kind in sorted(KINDS)]
     definitions: dict[str, Schema] = {}
     for interface in interfaces:
         offers = [o for o in catalogue.offers if o.component.kind == interface.kind]

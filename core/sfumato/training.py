@@ -274,11 +274,11 @@ def _order(seed: int, stage: str, size: int, epoch: int) -> Tensor:
 def log_line(step: TrainStep) -> dict[str, Any]:
     """A step as a line of `metrics.jsonl`."""
     return {
+        **step.numbers,
         "stage": step.stage,
         "step": step.step,
         "loss": step.loss,
         "learning_rate": step.learning_rate,
         "gradient_norm": step.gradient_norm,
         "seconds": round(step.seconds, 4),
-        **step.numbers,
     }

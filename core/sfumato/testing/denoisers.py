@@ -6,7 +6,6 @@ They are held to a small space, with weights that are all moved away from where 
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any, get_args
 
 import attrs
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import ConfigError
-from sfumato.interfaces import Denoiser, NoiseSchedule
+from sfumato.interfaces import Denoiser
 from sfumato.modules import DenoiserModule
 from sfumato.prediction import PredictionType
 from sfumato.randomness import Draw
@@ -28,6 +27,7 @@ from sfumato.testing.laws import (
     law,
     subject,
 )
+from sfumato.testing.mixture import QuarterCircle
 from sfumato.testing.modules import (
     EXACT,
     ROUNDING,
@@ -36,18 +36,6 @@ from sfumato.testing.modules import (
     random_state_kept,
     reloaded,
 )
-
-
-@attrs.frozen(kw_only=True)
-class QuarterCircle(NoiseSchedule):
-    """alpha = cos(pi t / 2), sigma = sin(pi t / 2)."""
-
-    name = "quarter_circle"
-
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """See the class."""
-        return torch.cos(math.pi / 2 * t), torch.sin(math.pi / 2 * t)
-
 
 SPACE = Space(
     channels=4, height=16, width=16, text_width=12, pooled_width=10, schedule=QuarterCircle()
