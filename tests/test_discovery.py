@@ -39,6 +39,10 @@ BROKEN = {
         SCHEDULE.replace("SFUMATO_API = 1", ""),
         "states no SFUMATO_API; write SFUMATO_API = 1, the plugin API that it was written for",
     ),
+    "panic": (
+        "class Panic(BaseException): pass\nraise Panic('out of range')",
+        "Panic: out of range",
+    ),
     "name-twice": (
         SCHEDULE.replace("return [Curve]", "return [Curve, Curve]"),
         "Curve and Curve are both the noise_schedule 'curve' of one distribution; rename one",
@@ -72,6 +76,22 @@ def test_a_broken_distribution_is_left_out_alone_and_named(sfumato, wheel, name)
     assert done.returncode == 0
     assert curves(done) == ["good-noise"]
     assert "noise_schedule  linear" in done.stdout
+
+
+def test_entry_points_that_cannot_be_read_hide_no_others(sfumato, wheel):
+    broken = wheel("no-equals")
+    (entry_points,) = broken.glob("*.dist-info/entry_points.txt")
+    entry_points.write_text("[sfumato]\ncurve no_equals\n")
+    done = sfumato("plugins", env=environment(broken, wheel("good-noise")))
+    assert done.stderr.startswith("left out: no-equals 1.0: entry_points.txt cannot be read: ")
+    assert (done.returncode, curves(done)) == (0, ["good-noise"])
+
+
+def test_what_a_plugin_prints_is_not_our_output(sfumato, wheel):
+    chatty = wheel("chatty", "print('hello')\n" + SCHEDULE)
+    done = sfumato("plugins", "--json", env=environment(chatty))
+    assert done.stderr == "hello\n"
+    assert "curve" in {one["name"] for one in json.loads(done.stdout)["components"]}
 
 
 def test_asking_for_a_component_of_a_broken_distribution_says_why_it_is_missing(sfumato, wheel):
@@ -177,6 +197,5 @@ def test_a_run_opens_again_while_two_distributions_collide(sfumato, wheel, regis
     assert (done.returncode, done.stderr) == (
         2,
         "error: run/plugins.lock: other-noise 1.0 (curve = other_noise) is missing\n"
-        "install what the lock names; or, to accept what is installed: "
-        "sfumato lock --out run/plugins.lock\n",
+        "install what the lock names\n",
     )

@@ -100,7 +100,7 @@ def test_what_was_locked_passes_and_a_local_file_is_part_of_it(tmp_path):
     assert str(error.value).splitlines()[0] == f"{path}: mine.py: source changed"
     with pytest.raises(ConfigError) as error:
         lock.check(path, plugins.load())
-    assert str(error.value).splitlines()[0] == f"{path}: mine.py is missing"
+    assert str(error.value).splitlines()[0] == f"{path}: mine.py is missing; give it with --plugin"
 
 
 def test_the_hash_covers_names_and_every_module_and_nothing_else(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import attrs
 import pytest
 
 import sfumato
-from sfumato import plugins
+from sfumato import plugins, settings
 from sfumato.errors import ConfigError
 from sfumato.registry import Registry
 from small import ROOT, SMALL
@@ -118,6 +118,7 @@ def test_an_option_of_another_component_is_an_error_not_ignored(registry):
         ("guidance=cgf", "--set: guidance: no guidance is named 'cgf'; did you mean 'cfg'?"),
         ("guidance", "--set guidance: expected PATH=VALUE"),
         ("seed=", "--set: seed: is empty"),
+        ("evaluation.use=other", "--set: evaluation.use: unknown option of Evaluation; known: batch, count, metrics, studies"),
         ("name=other", "--set: name: an experiment is named by its key, not by an option"),
         ("stages.denoiser.stpes=3", "--set: stages.denoiser.stpes: unknown option of Stage; "
          "did you mean 'steps'?"),
@@ -211,3 +212,18 @@ def test_a_name_that_two_plugins_offer_stops_only_those_who_use_it(registry_file
         f"{registry_file}:4: noise_schedule.linear.use: two plugins offer the noise_schedule 'linear'; "
         "write 'sfumato:linear' or 'clash.py:linear'"
     )
+
+
+def test_an_experiment_comes_from_a_name(registry_file, catalogue):
+    registry_file.write_text(SMALL + "  odd: {from: 5}\n")
+    text = message(Registry.load, registry_file, catalogue)
+    assert text.endswith("experiments.odd.from: expected the name of an experiment")
+
+
+@attrs.frozen(kw_only=True)
+class Excluding:
+    value: int = attrs.field(default=3, validator=attrs.validators.not_(attrs.validators.gt(5)))
+
+
+def test_what_is_excluded_is_no_bound():
+    assert str(settings.bounds(settings.fields(Excluding)["value"])) == ""

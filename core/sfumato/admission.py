@@ -4,8 +4,12 @@ components that are whole. What breaks a rule is raised, and nothing of the plug
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
+import re
+import sys
+import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +17,7 @@ import attrs
 
 from sfumato.errors import PluginError
 from sfumato.hookspecs import manager_of
-from sfumato.interfaces import Component
+from sfumato.interfaces import KINDS, Component
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -76,7 +80,8 @@ def admit(
     Raises:
         PluginError: it breaks a rule; whatever importing or asking it raises is let through.
     """
-    module: Any = get()
+    with contextlib.redirect_stdout(sys.stderr):  # our own output may be read by programs
+        module: Any = get()
     for other in earlier:
         if other.module is module:
             same = other.origin.distribution == origin.distribution
@@ -118,8 +123,11 @@ def _checked_api(origin: Origin, module: Any) -> int:
 def _check_component(component: Any) -> None:
     if not (inspect.isclass(component) and issubclass(component, Component)):
         raise PluginError(f"sfumato_components returned {component!r}, not a component class")
-    if not (isinstance(getattr(component, "kind", None), str) and "name" in vars(component)):
+    interface = KINDS.get(getattr(component, "kind", ""))
+    if interface is None or not issubclass(component, interface) or "name" not in vars(component):
         raise PluginError(f"{component.__name__} states no name, or derives from no interface")
+    if problem := name_problem(component.name):
+        raise PluginError(f"{component.__name__} is named {component.name!r}, {problem}")
     if inspect.isabstract(component):
         missing = ", ".join(sorted(component.__abstractmethods__))
         raise PluginError(f"{component.__name__} does not implement {missing}")
@@ -127,6 +135,33 @@ def _check_component(component: Any) -> None:
         raise PluginError(
             f"{component.__name__} is not an attrs class (attrs.frozen(kw_only=True))"
         )
+    _check_options(component)
+
+
+def name_problem(name: object) -> str | None:
+    """What is wrong with the name of a component, which `use` has to be able to say; or None."""
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][\w.+-]*", name):
+        return "and a name is a word that begins with a letter"
+    if name in ("true", "false", "null"):
+        return "which YAML does not read as text"
+    return None
+
+
+def _check_options(component: type[Component]) -> None:
+    """Types that resolve, no option called `use`, defaults that their own validators take."""
+    typing.get_type_hints(component)
+    fields: Any = component
+    for field in attrs.fields(fields):
+        place = f"option {field.name!r} of {component.__name__}"
+        if field.name == "use":
+            raise PluginError(f"{place}: in YAML `use` names the component", remedy="rename it")
+        default: Any = field.default
+        if field.validator is None or default is attrs.NOTHING or hasattr(default, "factory"):
+            continue
+        try:
+            field.validator(None, field, default)
+        except (ValueError, TypeError) as error:
+            raise PluginError(f"{place}: its default is refused: {error.args[0]}") from error
 
 
 def _check_names(

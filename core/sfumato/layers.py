@@ -71,7 +71,8 @@ class Layers:
         hint = settings.bare(hint)
         if isinstance(change.value, dict) and base is not None and isinstance(base.value, list):
             return self._merge_items(base, change, hint)
-        if not isinstance(change.value, dict) or "use" in change.value:
+        used = isinstance(change.value, dict) and "use" in change.value
+        if not isinstance(change.value, dict) or (used and settings.is_component(hint)):
             return self.expand(change, hint)
         if base is None or not isinstance(base.value, dict):
             base = attrs.evolve(change, value={})

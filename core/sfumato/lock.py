@@ -73,20 +73,32 @@ def write(path: Path, catalogue: Catalogue) -> Lock:
     return lock
 
 
-def check(path: Path, catalogue: Catalogue) -> None:
+def check(path: Path, catalogue: Catalogue, *, recorded: bool = False) -> None:
     """Compares what is installed with a lock.
+
+    Args:
+        path: of the lock.
+        catalogue: what is installed.
+        recorded: whether the lock is the record of a run, which is not to be written again.
 
     Raises:
         ConfigError: lists every difference, or says that there is no lock at `path`.
     """
-    again = f"sfumato lock --out {path}"
+    files = "".join(f"--plugin {p.origin.distribution} " for p in _local(catalogue))
+    again = "" if recorded else f"sfumato {files}lock --out {path}"
     if not path.is_file():
-        raise ConfigError("there is no lock", place=str(path), remedy=f"write one: {again}")
+        remedy = f"write one: {again}" if again else ""
+        raise ConfigError("there is no lock", place=str(path), remedy=remedy)
     lock = settings.structure(document.read_file(path), Lock, catalogue)
     lines = [f"{path}: {line}" for line in dict.fromkeys(_differences(lock, catalogue))]
     if lines:
-        remedy = f"install what the lock names; or, to accept what is installed: {again}"
-        raise ConfigError("\n".join([*lines, remedy]))
+        accept = f"; or, to accept what is installed: {again}" if again else ""
+        raise ConfigError("\n".join([*lines, f"install what the lock names{accept}"]))
+
+
+def _local(catalogue: Catalogue) -> list[Plugin]:
+    """The plugins that are files, not installed."""
+    return [plugin for plugin in catalogue.plugins if not plugin.origin.entry_point]
 
 
 def _differences(lock: Lock, catalogue: Catalogue) -> Iterator[str]:
@@ -100,6 +112,7 @@ def _differences(lock: Lock, catalogue: Catalogue) -> Iterator[str]:
         if now is None:
             why = f": left out as broken, {causes[key]}" if key in causes else ""
             why = ": disabled" if pin.distribution in disabled else why
+            why = why or ("" if pin.entry_point else "; give it with --plugin")
             yield f"{pin.shown} is missing{why}"
         elif now.version != pin.version:
             yield f"{pin.distribution}: version {pin.version} -> {now.version}"
@@ -116,6 +129,8 @@ def _digest(plugin: Plugin) -> str:
     """
     source = plugin.source
     files = [source] if source.is_file() else source.rglob("*.py")
-    named = sorted((file.relative_to(source.parent).as_posix(), file) for file in files)
+    named = sorted(
+        (file.relative_to(source.parent).as_posix(), file) for file in files if file.is_file()
+    )
     lines = (f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {name}\n" for name, file in named)
     return hashlib.sha256("".join(lines).encode()).hexdigest()

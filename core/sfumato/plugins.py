@@ -179,20 +179,22 @@ def load(
         ConfigError: one of `files` is not there or not Python.
         PluginError: one of `files` cannot be loaded.
     """
-    if entry_points is None:
-        entry_points = importlib.metadata.entry_points(group="sfumato")
-    found = sorted(((_origin(entry), entry) for entry in entry_points), key=_place)
-    switched_off = _switched_off({origin.distribution for origin, _ in found})
     plugins: list[Plugin] = []
     broken: list[Broken] = []
+    if entry_points is None:
+        entry_points = _installed(broken)
+    found = sorted(((_origin(entry), entry) for entry in entry_points), key=_place)
+    switched_off = _switched_off({origin.distribution for origin, _ in found})
     disabled: dict[str, Origin] = {}
     for origin, entry in found:
         if origin.distribution in switched_off:
             disabled.setdefault(origin.distribution, origin)
             continue
         try:
-            plugins.append(_traced(origin, entry.module, entry.load, plugins))
-        except (Exception, SystemExit) as error:
+            plugins.append(_traced(origin, _module(entry), entry.load, plugins))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a panic of a compiled extension is no Exception
             broken.append(Broken(origin=origin, cause=f"{entry.value}: {cause(error)}"))
     for file in files:
         if not file.is_file() or file.suffix != ".py":
@@ -206,9 +208,45 @@ def load(
         try:
             get = functools.partial(_import_file, file, name)
             plugins.append(_traced(origin, name, get, plugins))
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise PluginError(cause(error), place=str(file)) from error
     return Catalogue(tuple(plugins), tuple(broken), tuple(disabled.values()))
+
+
+def _installed(broken: list[Broken]) -> list[importlib.metadata.EntryPoint]:
+    """The entry points of every installed distribution, as Python itself would find them.
+
+    A distribution whose list cannot be read joins `broken` instead of hiding all others.
+    """
+    entries: dict[str, list[importlib.metadata.EntryPoint]] = {}
+    for distribution in importlib.metadata.distributions():
+        name = distribution.metadata["Name"] or "unknown"
+        if name in entries:
+            continue  # an earlier place on the path wins
+        try:
+            entries[name] = list(distribution.entry_points.select(group="sfumato"))
+        except (ValueError, TypeError, AttributeError, OSError) as error:
+            entries[name] = []
+            if _may_be_a_plugin(distribution):
+                origin = Origin(distribution=name, version=distribution.version, entry_point="")
+                problem = f"entry_points.txt cannot be read: {cause(error)}"
+                broken.append(Broken(origin=origin, cause=problem))
+    return [entry for found in entries.values() for entry in found]
+
+
+def _may_be_a_plugin(distribution: importlib.metadata.Distribution) -> bool:
+    """Whether a list of entry points that cannot be read has a section for us."""
+    try:
+        return "[sfumato]" in (distribution.read_text("entry_points.txt") or "")
+    except UnicodeDecodeError:
+        return True
+
+
+def _module(entry: importlib.metadata.EntryPoint) -> str:
+    """What an entry point imports."""
+    return entry.value.partition(":")[0].strip()
 
 
 def _origin(entry: importlib.metadata.EntryPoint) -> Origin:
@@ -245,7 +283,7 @@ def _traced(
     origin: Origin, name: str, get: Callable[[], object], earlier: Sequence[Plugin]
 ) -> Plugin:
     """`admit`, which shows on standard error what happens where the environment asks for it."""
-    if os.environ.get(TRACE, "0") in ("", "0"):
+    if os.environ.get(TRACE, "0").lower() in ("", "0", "false", "no", "off"):
         return admit(origin, name, get, earlier)
     began = time.perf_counter()
 
@@ -255,7 +293,7 @@ def _traced(
 
     try:
         plugin = admit(origin, name, get, earlier)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         show(f"left out: {cause(error)}\n{''.join(traceback.format_exception(error))}".rstrip())
         raise
     show(", ".join(f"{c.kind} {c.name}" for c in plugin.components) or "no components")

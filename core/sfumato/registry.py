@@ -198,7 +198,9 @@ class Registry:
         seen: set[str] = set()
         at: Node | None = named
         while at is not None:
-            name = str(at.value)
+            name = at.value
+            if not isinstance(name, str):
+                raise at.error("expected the name of an experiment")
             if name in seen:
                 raise at.error("experiments inherit from each other in a circle")
             if name not in self.experiments:
@@ -226,7 +228,7 @@ class Registry:
         return body
 
     def _pipeline_tree(self, named: Node | str) -> Node:
-        name = named if isinstance(named, str) else str(named.value)
+        name = named if isinstance(named, str) else named.value
         if name not in self.pipelines:
             at = named if isinstance(named, Node) else Node(None)
             raise at.error(f"no pipeline is named {name!r}", suggestion(name, self.pipelines))

@@ -77,8 +77,8 @@ def bounds(field: attrs.Attribute[Any]) -> Bounds:
 
 
 def _flat(validator: Any) -> Iterator[Any]:
-    if validator is None:
-        return
+    if validator is None or type(validator).__name__ == "_NotValidator":
+        return  # what is excluded is no bound
     for name in ("_validators", "validator", "member_validator"):
         inner = getattr(validator, name, None)
         if inner is not None:
@@ -289,7 +289,8 @@ def _used(node: Node, interface: type[Component], catalogue: Catalogue) -> type[
 def _instance(node: Node, cls: type, converter: cattrs.Converter) -> Any:
     """An object of an attrs class, every field structured and validated on its own."""
     known: dict[str, Any] = fields(cls)
-    options = {key: child for key, child in node.value.items() if key != "use"}
+    reserved = ("use",) if issubclass(cls, Component) else ()
+    options = {key: child for key, child in node.value.items() if key not in reserved}
     unknown = [
         child.error(f"unknown option of {cls.__name__}", suggestion(key, known))
         for key, child in options.items()

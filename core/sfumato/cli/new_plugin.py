@@ -16,6 +16,7 @@ import attrs
 import typer
 
 from sfumato import __version__
+from sfumato.admission import name_problem
 from sfumato.errors import ConfigError, suggestion
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ def command(
             f"no kind is named {kind!r}", place="--kind", remedy=suggestion(kind, kinds())
         )
     names = Names(distribution=name)
+    if problem := name_problem(names.module):
+        raise ConfigError(f"would name its component {names.module!r}, {problem}", place=name)
     files = contents(names, kind)
     _check(names, kind, files, context.obj.catalogue)
     folder = out or Path(name)

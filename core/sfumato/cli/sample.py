@@ -35,7 +35,7 @@ def command(
     from sfumato import lock, runs
 
     if locked:
-        lock.check(runs.Run.open(run).path / lock.FILE, context.obj.catalogue)
+        lock.check(runs.Run.open(run).path / lock.FILE, context.obj.catalogue, recorded=True)
     if out is not None and out.suffix.lower() != ".png":
         raise ConfigError("is not a PNG", place=f"--out {out}", remedy="let its name end in .png")
     registry = context.obj.registry()
