@@ -86,6 +86,23 @@ class WrongInverse(Cosine):
         return (super().time_at(log_sigma_over_alpha) * 1000).floor() / 1000
 
 
+@planted("derived_facts_agree")
+class AmplitudeForPower(LinearBeta):
+    """A ratio that is not squared."""
+
+    def snr(self, t):
+        alpha, sigma = self.alpha_sigma(t)
+        return alpha / sigma
+
+
+@planted("times_untouched")
+class ClampsInPlace(LinearBeta):
+    """Cuts the times of its caller."""
+
+    def alpha_sigma(self, t):
+        return super().alpha_sigma(t.data.clamp_(max=0.9995))
+
+
 @planted("length_and_dtype")
 class OneTooFew(Trailing):
     """n times for n steps."""
@@ -150,6 +167,30 @@ class DrawsForItself(Uniform):
 
     def draw(self, u, row, rows, step, schedule):
         return super().draw(1 - torch.rand_like(u), row, rows, step, schedule)
+
+
+@planted("follows_u")
+class TheSameEveryStep(Uniform):
+    """Spreads the rows evenly and forgets chance."""
+
+    def draw(self, u, row, rows, step, schedule):
+        return super().draw((row + 1) / rows, row, rows, step, schedule)
+
+
+@planted("mean_over_the_picture")
+class SumForMean(MSE):
+    """Adds up instead of averaging."""
+
+    def __call__(self, output, target, noised):
+        return super().__call__(output, target, noised) * output[0].numel()
+
+
+@planted("every_element_counts")
+class FirstChannel(MSE):
+    """Looks at one channel."""
+
+    def __call__(self, output, target, noised):
+        return super().__call__(output[:, :1], target[:, :1], noised)
 
 
 @planted("one_number_for_each_example")

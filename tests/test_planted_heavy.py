@@ -240,6 +240,22 @@ class TruncatesInSilence(Rebuilt, Clip):
             return super().encode([prompt[: self.positions - 3] for prompt in prompts])
 
 
+@planted("every_word_counts")
+class ReadsTwoWords(Rebuilt, Clip):
+    class module(ClipEncoder):
+        def encode(self, prompts):
+            return super().encode(
+                [" ".join(p.split()[:3] + ["red"] * (len(p.split()) - 3)) for p in prompts]
+            )
+
+
+@planted("can_be_trained")
+class Detached(Rebuilt, Clip):
+    class module(ClipEncoder):
+        def encode(self, prompts):
+            return super().encode(prompts).map(lambda value: value.detach())
+
+
 @planted("prompts_differ")
 class PoolsTheFirstToken(Rebuilt, Clip):
     """The first token of a causal encoder has seen nothing but itself."""
@@ -285,6 +301,13 @@ class WrongFactor(Rebuilt, Patches):
 
         def decode(self, latents):
             return super().decode(functional.interpolate(latents, scale_factor=2))
+
+
+@planted("decoding_gives_pictures")
+class DecodesNothing(Rebuilt, Patches):
+    class module(PatchesModule):
+        def decode(self, latents):
+            return super().decode(latents) * 0
 
 
 @planted("decoding_gives_pictures")

@@ -65,12 +65,13 @@ def latents_are_as_stated(autoencoder: Subject) -> None:
 
 @law("autoencoder")
 def decoding_gives_pictures(autoencoder: Subject) -> None:
-    """What comes back has the shape and dtype of the pictures, and is finite."""
+    """What comes back is shaped and typed as the pictures, finite, and another for other latents."""
     pictures = autoencoder.pictures
     images = autoencoder.decode(autoencoder.encode(pictures))
     wanted = (tuple(pictures.shape), torch.float32)
     expect_equal((tuple(images.shape), images.dtype), wanted, "decoded pictures")
     expect_finite(images, "decoded pictures")
+    expect_different(images, images.roll(1, dims=0), "different pictures for different latents")
 
 
 @law("autoencoder")

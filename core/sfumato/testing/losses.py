@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import attrs
 import torch
 
 from sfumato.prediction import noised
@@ -68,6 +69,28 @@ def nothing_for_the_truth(loss: Loss) -> None:
     expect_close(loss(target, target, state), torch.zeros(5), "the loss of the target", 1e-6)
     values = loss(target + 0.5, target, state)
     expect(bool((values > 0).all()), "a loss of what is off by 0.5", f"{values.tolist()}")
+
+
+@law("loss")
+def mean_over_the_picture(loss: Loss) -> None:
+    """A picture repeated to four times its size has the loss of the picture: it is a mean."""
+    output, target, state = _normal(2), _normal(3), noised_examples()
+
+    def tiled(value: Tensor) -> Tensor:
+        return value.repeat(1, 1, 2, 2)
+
+    large = attrs.evolve(state, x_t=tiled(state.x_t), x0=tiled(state.x0), eps=tiled(state.eps))
+    whole = loss(tiled(output), tiled(target), large)
+    expect_close(whole, loss(output, target, state), "the loss of the repeated picture", 1e-5)
+
+
+@law("loss")
+def every_element_counts(loss: Loss) -> None:
+    """The derivative reaches every element of the output."""
+    output, target, state = _normal(2).requires_grad_(), _normal(3), noised_examples()
+    (gradient,) = torch.autograd.grad(loss(output, target, state).sum(), output)
+    share = float((gradient != 0).float().mean())
+    expect(share > 0.99, "a derivative at every element", f"none at {1 - share:.0%} of them")
 
 
 @law("loss")

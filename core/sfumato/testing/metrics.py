@@ -93,6 +93,19 @@ def order_does_not_matter(metric: Subject) -> None:
 
 
 @law("metric")
+def measurements_are_apart(metric: Subject) -> None:
+    """Two measurements that go on at the same time do not mix, and pictures stay as they are."""
+    before = metric.images.clone()
+    wanted = metric.of([range(4)])
+    one, other = (metric.settings.build(metric.pipeline) for _ in range(2))
+    other.update(metric.images[4:], metric.prompts[4:])
+    one.update(metric.images[:4], metric.prompts[:4])
+    other.update(metric.images[:2], metric.prompts[:2])
+    _expect_same(one.compute(), wanted, "beside another measurement")
+    expect_close(metric.images, before, "the pictures afterwards", 0)
+
+
+@law("metric")
 def computing_ends_nothing(metric: Subject) -> None:
     """`compute` gives the same again, and `update` may go on after it."""
     state = metric.settings.build(metric.pipeline)

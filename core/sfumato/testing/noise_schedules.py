@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -103,8 +104,33 @@ def gradients_finite(schedule: NoiseSchedule) -> None:
     """The derivatives of alpha and sigma by t are finite from t = 1 / T on, and before t = 1."""
     for index in range(2):
         t = _times(schedule)[:-1].requires_grad_()
-        (gradient,) = torch.autograd.grad(schedule.alpha_sigma(t)[index].sum(), t)
-        expect_finite(gradient, "derivatives by t")
+        value = schedule.alpha_sigma(t)[index]
+        if value.requires_grad:  # alpha of a variance-exploding schedule is a constant
+            (gradient,) = torch.autograd.grad(value.sum(), t)
+            expect_finite(gradient, "derivatives by t")
+
+
+@law("noise_schedule")
+def derived_facts_agree(schedule: NoiseSchedule) -> None:
+    """Where it overrides `snr` or `start_scale`, they still are those of alpha and sigma."""
+    t = _times(schedule)[:-1]
+    alpha, sigma = schedule.alpha_sigma(t)
+    relative = schedule.snr(t) / (alpha / sigma) ** 2
+    expect_close(relative, torch.ones_like(t), "snr over (alpha / sigma)^2", 1e-6)
+    for time in t[:: len(t) // 5 + 1].tolist():
+        a, s = (float(value) for value in schedule.alpha_sigma(torch.tensor(time).double()))
+        scale = torch.tensor(schedule.start_scale(time) / math.hypot(a, s))
+        expect_close(scale, torch.ones(()), "start_scale over hypot(alpha, sigma)", 1e-6)
+
+
+@law("noise_schedule")
+def times_untouched(schedule: NoiseSchedule) -> None:
+    """It does not write into the times that it is given."""
+    t = _times(schedule)
+    before = t.clone()
+    schedule.alpha_sigma(t)
+    schedule.time_at(t)
+    expect_close(t, before, "the times afterwards", 0)
 
 
 @law("noise_schedule")

@@ -135,6 +135,29 @@ def prompts_differ(encoder: Subject) -> None:
 
 
 @law("text_encoder")
+def every_word_counts(encoder: Subject) -> None:
+    """Prompts that differ in their first or in their last word alone differ."""
+    base = encoder("a small red circle").pooled
+    for other in ("one small red circle", "a small red square"):
+        expect_different(base, encoder(other).pooled, f"another vector for {other!r}")
+
+
+@law("text_encoder")
+def can_be_trained(encoder: Subject) -> None:
+    """Derivatives reach its weights, where it has some."""
+    weights = [p for p in encoder.module.parameters() if p.is_floating_point()]
+    if not weights:
+        return
+    asked = [p.requires_grad for p in weights]
+    encoder.module.requires_grad_(True)
+    text = encoder.module.encode(PROMPTS)
+    reached = text.pooled.requires_grad or text.tokens.requires_grad
+    for weight, ask in zip(weights, asked, strict=True):
+        weight.requires_grad_(ask)
+    expect(reached, "embeddings with a derivative by the weights", "detached ones")
+
+
+@law("text_encoder")
 def null_is_one_thing(encoder: Subject) -> None:
     """The null condition is the same in every row and for every batch size."""
     one = encoder.null(1)

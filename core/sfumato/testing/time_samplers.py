@@ -63,6 +63,15 @@ def repeatable(sampler: TimeSampler) -> None:
 
 
 @law("time_sampler")
+def follows_u(sampler: TimeSampler) -> None:
+    """Another u, as of the next step, gives other times."""
+    rows = torch.arange(ROWS)
+    first = sampler.draw(_uniform(), rows, ROWS, 3, CIRCLE)
+    second = sampler.draw(1 - 0.9 * _uniform(), rows, ROWS, 3, CIRCLE)
+    expect(bool((first != second).any()), "times that follow u", "the same for another u")
+
+
+@law("time_sampler")
 def times_differ(sampler: TimeSampler) -> None:
     """Not every row gets the same time."""
     t = _draw(sampler, torch.arange(ROWS), CIRCLE)
