@@ -5,19 +5,7 @@ import math
 import attrs
 import pytest
 import torch
-from diffusers import DDPMScheduler
-from diffusers.guiders import (
-    AdaptiveProjectedGuidance as PeerAPG,
-)  # fmt: skip
-from diffusers.guiders import (
-    ClassifierFreeGuidance as PeerCFG,
-)
-from diffusers.guiders import (
-    ClassifierFreeZeroStarGuidance as PeerZeroStar,
-)
-from diffusers.guiders import (
-    TangentialClassifierFreeGuidance as PeerTCFG,
-)
+from diffusers import DDPMScheduler, guiders
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
 from diffusers.guiders.guider_utils import rescale_noise_cfg
 
@@ -39,6 +27,7 @@ from sfumato_guidance import (
     Thresholding,
 )  # fmt: skip
 from sfumato_guidance.linear import Negative
+from sfumato_metrics.answering import scaled
 from sfumato_samplers import DDIM
 
 PROMPT, NULL = Branch(text="prompt"), Branch(text="null")
@@ -122,7 +111,9 @@ class TestCFG:
     @pytest.mark.parametrize("form", ["imagen", "paper"])
     def test_both_forms_are_those_of_diffusers(self, form, dtype):
         got = guide(ClassifierFreeGuidance(scale=4.0, form=form), dtype=dtype)
-        theirs = PeerCFG(guidance_scale=4.0, use_original_formulation=form == "paper")
+        theirs = guiders.ClassifierFreeGuidance(
+            guidance_scale=4.0, use_original_formulation=form == "paper"
+        )
         close(got.eps, peer(theirs, *pair("epsilon", dtype)), TOLERANCE[dtype])
 
     def test_w_is_the_papers_in_both_forms(self):
@@ -131,6 +122,15 @@ class TestCFG:
 
     def test_the_paper_is_off_at_zero(self):
         assert list(ClassifierFreeGuidance(scale=0.0, form="paper").branches(step())) == [PROMPT]
+
+    def test_the_study_of_scales_refuses_to_take_w_for_s(self):
+        assert scaled(ClassifierFreeGuidance(), 2.0) == ClassifierFreeGuidance(scale=2.0)
+        with pytest.raises(ConfigError) as error:
+            scaled(ClassifierFreeGuidance(form="paper"), 2.0)
+        assert str(error.value) == (
+            "study.guidance: the guidance 'cfg' reads its scale as w, and scales are s = w + 1 here; "
+            "use the form that reads s (--set guidance.form=imagen)"
+        )
 
     def test_a_form_that_there_is_not(self):
         with pytest.raises(ConfigError) as error:
@@ -226,7 +226,7 @@ class TestRescale:
         """Zero-init and rescaling, both of a velocity."""
         chain = Chain(parts=(CFGZeroStar(), Rescale(space="flow")))
         nothing(seen("flow", guide(chain, step(index=0))))
-        theirs = PeerZeroStar(guidance_scale=4.0, guidance_rescale=0.7)
+        theirs = guiders.ClassifierFreeZeroStarGuidance(guidance_scale=4.0, guidance_rescale=0.7)
         assert peer(theirs, *pair("flow"), index=0).isnan().all()
 
 
@@ -282,7 +282,7 @@ class TestAPG:
     def test_by_default_diffusers_starts_from_null(self):
         """u + s d instead of p + (s - 1) d: at eta = 0 it lacks what it took from d."""
         prompt, null = pair("x0")
-        theirs = peer(PeerAPG(guidance_scale=5.0, eta=0.0, adaptive_projected_guidance_rescale=0.0), prompt, null)  # fmt: skip
+        theirs = peer(guiders.AdaptiveProjectedGuidance(guidance_scale=5.0, eta=0.0, adaptive_projected_guidance_rescale=0.0), prompt, null)  # fmt: skip
         ours = guide(AdaptiveProjectedGuidance(scale=5.0, norm_threshold=None)).x0
         missing = per_example(dot(prompt - null, prompt) / dot(prompt, prompt)) * prompt
         close(ours - theirs, missing, 1e-9)
@@ -312,11 +312,13 @@ class TestCFGZeroStar:
 
     def test_is_that_of_diffusers(self):
         got = seen("flow", guide(self.METHOD, dtype=torch.float32))
-        theirs = peer(PeerZeroStar(guidance_scale=4.0), *pair("flow", torch.float32))
+        theirs = peer(
+            guiders.ClassifierFreeZeroStarGuidance(guidance_scale=4.0), *pair("flow", torch.float32)
+        )
         close(got, theirs, 1e-5)
 
     def test_diffusers_computes_in_float32(self):
-        theirs = peer(PeerZeroStar(guidance_scale=4.0), *pair("flow"))
+        theirs = peer(guiders.ClassifierFreeZeroStarGuidance(guidance_scale=4.0), *pair("flow"))
         error = (seen("flow", guide(self.METHOD)) - theirs).abs().max()
         assert 1e-12 < float(error) < 1e-5
 
@@ -338,6 +340,15 @@ class TestCFGZeroStar:
         assert asked == [PROMPT]
         close(end.x, X_T if space == "flow" else X_T * math.cos(0.1 * math.pi / 2))
 
+    @pytest.mark.parametrize("index", [0, 1, 2, 3])
+    def test_its_first_steps_are_as_many_as_in_diffusers(self, index):
+        method = attrs.evolve(self.METHOD, zero_steps=2)
+        got = seen("flow", guide(method, step(index=index), dtype=torch.float32))
+        theirs = guiders.ClassifierFreeZeroStarGuidance(guidance_scale=4.0, zero_init_steps=2)
+        wanted = peer(theirs, *pair("flow", torch.float32), index=index)
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+        assert (NULL in method.branches(step(index=index))) == bool(wanted.any())
+
 
 class TestTCFG:
     @pytest.mark.parametrize("space", SPACES)
@@ -354,7 +365,11 @@ class TestTCFG:
         x0 = {PROMPT: X0[PROMPT], NULL: turned * X0[PROMPT] + 0.5 * X0[NULL]}
         known = predictions(x0, dtype=torch.float32)
         got = guide(TangentialDamping(scale=4.0), x0=x0, dtype=torch.float32).eps
-        theirs = peer(PeerTCFG(guidance_scale=4.0), known[PROMPT].eps, known[NULL].eps)
+        theirs = peer(
+            guiders.TangentialClassifierFreeGuidance(guidance_scale=4.0),
+            known[PROMPT].eps,
+            known[NULL].eps,
+        )
         close(got, theirs, 1e-5)
 
 
@@ -553,3 +568,18 @@ def test_epsilon_cannot_be_guided_where_there_is_no_signal(method):
         "alpha is 1e-17; give it another space, such as v, or use a time_grid that starts later"
     )
     assert attrs.evolve(method, space="v").branches(step(t=1.0, alpha=1e-17, sigma=1.0))
+
+
+def test_a_chain_samples_by_its_settings_and_each_picture_on_its_own(small_run):
+    chain = (
+        "guidance={use: chain, parts: [{use: interval, low: 0.1, high: 0.9, guidance: {use: perp_neg}},"
+        " {use: apg, scale: 2}, {use: rescale, phi: 0.5}, {use: thresholding}, {use: cfg_plus_plus}]}"
+    )
+    pipeline = sfumato.Pipeline.load(small_run, [chain])
+    prompts = ["a red circle", "a blue square"]
+    both = pipeline.sample(prompts, negative="a green circle", steps=4, seed=[1, 2])
+    alone = pipeline.sample(prompts[1:], negative="a green circle", steps=4, seed=[2])
+    # The first x0 is an error of rounding divided by alpha = 0.006.
+    torch.testing.assert_close(both[1:], alone, rtol=0, atol=1e-4)
+    assert both.isfinite().all()
+    assert both.std() > 0.1
