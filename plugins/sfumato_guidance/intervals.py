@@ -28,7 +28,7 @@ class Interval(Levels, Guidance):
 
     References:
         Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in
-        Diffusion Models, 2024, arXiv:2404.07724, Section 3
+        Diffusion Models, 2024, arXiv:2404.07724
     """
 
     name = "interval"

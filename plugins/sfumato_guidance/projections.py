@@ -182,7 +182,7 @@ class PerpNeg(ScaledGuidance):
 
     References:
         Re-imagine the Negative Prompt Algorithm: Transform 2D Diffusion into 3D, alleviate Janus
-        problem and Beyond, 2023, arXiv:2304.04968, Section 3
+        problem and Beyond, 2023, arXiv:2304.04968
     """
 
     name = "perp_neg"

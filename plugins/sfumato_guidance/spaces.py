@@ -121,9 +121,9 @@ class Rescale(GuidanceInSpace):
     def act(
         self, before: Tensor, values: Mapping[Branch, Tensor], step: GuidanceStep, memory: Any
     ) -> tuple[Tensor, Any]:
-        """Section 3.4; a constant guided, of no deviation, stays."""
+        """Section 3.4; where the guided has no deviation it stays."""
         wanted, found = (v.std((1, 2, 3), keepdim=True) for v in (values[PROMPT], before))
-        rescaled = before * (wanted / found.clamp_min(1e-12))
+        rescaled = before * (wanted / found).where(found > 0, 1.0)
         return self.phi * rescaled + (1 - self.phi) * before, memory
 
 
