@@ -280,6 +280,14 @@ class StartsTwice(ClassifierFreeGuidance):
         return Guided(guided.x0 + plain.x0, guided.eps + plain.eps), memory
 
 
+@planted("a_link_builds_on_what_came_before")
+class StartsAnew(ClassifierFreeGuidance):
+    """Drops what a chain has made."""
+
+    def combine(self, predictions, step, guided, memory):
+        return super().combine(predictions, step, None, memory)
+
+
 @planted("finite_without_signal")
 class DividesByAlpha(ClassifierFreeGuidance):
     """Finds x0 from eps, also where alpha is 0."""

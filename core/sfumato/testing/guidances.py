@@ -183,11 +183,26 @@ def the_head_of_a_chain_changes_the_prompt(guidance: Guidance) -> None:
     """
     for step in _steps(guidance):
         predictions = _predictions(guidance, step)
-        one = next(iter(predictions.values()))
-        prompt = predictions.setdefault(Branch(), Prediction(one.x0, one.eps))
+        prompt = predictions.setdefault(Branch(), next(iter(predictions.values())))
         head, _ = guidance.combine(predictions, step, None, None)
         link, _ = guidance.combine(predictions, step, Guided(prompt.x0, prompt.eps), None)
         _expect_same(link, head, "after the prompt's prediction")
+
+
+@law("guidance")
+def a_link_builds_on_what_came_before(guidance: Guidance) -> None:
+    """Handed another estimate by a chain, it makes another of it, unless it says that it works on
+    the result itself.
+    """
+    moved = 0.0
+    for step in _steps(guidance) if guidance.keeps_agreement else ():
+        predictions = _predictions(guidance, step)
+        one = predictions.setdefault(Branch(), next(iter(predictions.values())))
+        before = Guided(one.x0 + 0.5, one.eps - 0.5 * step.alpha / step.sigma)
+        head, _ = guidance.combine(predictions, step, None, None)
+        link, _ = guidance.combine(predictions, step, before, None)
+        moved = max(moved, float((link.x0 - head.x0).abs().max()))
+    expect(moved > 0 or not guidance.keeps_agreement, "another x0 after another link", "the same")
 
 
 @law("guidance")
