@@ -11,6 +11,7 @@ import torch
 
 from planting import Planted
 from sfumato import (
+    Branch,
     ConfigError,
     Guidance,
     Guided,
@@ -294,6 +295,59 @@ class Clips(ClassifierFreeGuidance):
     def combine(self, predictions, step, guided, memory):
         plain, _ = super().combine(predictions, step, guided, memory)
         return Guided(plain.x0.clamp(-1, 1), plain.eps), memory
+
+
+@planted("explains_x_t_where_claimed")
+class ForgetsEps(ClassifierFreeGuidance):
+    """Clips x0 and leaves eps behind."""
+
+    @property
+    def linear(self):
+        return False
+
+    def combine(self, predictions, step, guided, memory):
+        plain, _ = super().combine(predictions, step, guided, memory)
+        return Guided(plain.x0.clamp(-1, 1), plain.eps), memory
+
+
+@planted("the_head_of_a_chain_changes_the_prompt")
+class StartsTwice(ClassifierFreeGuidance):
+    """Adds all of itself to what a chain has made, not only what it changes."""
+
+    def combine(self, predictions, step, guided, memory):
+        plain, _ = super().combine(predictions, step, None, memory)
+        if guided is None:
+            return plain, memory
+        return Guided(guided.x0 + plain.x0, guided.eps + plain.eps), memory
+
+
+@planted("a_link_builds_on_what_came_before")
+class StartsAnew(ClassifierFreeGuidance):
+    """Drops what a chain has made."""
+
+    def combine(self, predictions, step, guided, memory):
+        return super().combine(predictions, step, None, memory)
+
+
+@planted("finite_without_signal")
+class DividesByAlpha(ClassifierFreeGuidance):
+    """Finds x0 from eps, also where alpha is 0."""
+
+    def combine(self, predictions, step, guided, memory):
+        plain, _ = super().combine(predictions, step, guided, memory)
+        prompt = predictions[Branch()]
+        x_t = step.alpha * prompt.x0 + step.sigma * prompt.eps
+        return Guided((x_t - step.sigma * plain.eps) / step.alpha, plain.eps), memory
+
+
+@planted("scale_one_is_off")
+class ReadsTheScaleAsS(ClassifierFreeGuidance):
+    """Whatever its form says."""
+
+    form: str = "paper"
+
+    def pulls(self, step):
+        return {branch: pull - 1 for branch, pull in super().pulls(step).items()}
 
 
 @planted("uses_the_negatives_that_it_claims")

@@ -166,12 +166,14 @@ def entry(component, **changes):
     """One entry with every option written out; required ones are those that a component needs."""
     needed = {
         "folder": "photos", "guidance": "cfg", "denoiser": "unet", "schedule": "linear", "shift": 2.0,
-        "values": [0.5, 0.25],
+        "values": [0.5, 0.25], "parts": ["cfg"],
     }  # fmt: skip
     written = {
-        name: needed[name] if field.default in (attrs.NOTHING, ()) else settings.default(field)
+        name: needed[name] if field.default is attrs.NOTHING else settings.default(field)
         for name, field in settings.fields(component).items()
     }
+    if "values" in written:  # betas: empty by default, and then a file is needed
+        written["values"] = needed["values"]
     options = {"use": component.name, **written, **changes}
     return json.dumps({"version": 1, component.kind: {"one": options}})
 

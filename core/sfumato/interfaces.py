@@ -274,6 +274,20 @@ class Guidance(Component):
         return False
 
     @property
+    def keeps_agreement(self) -> bool:
+        """Whether what all branches agree on passes as it is; not so where it works on the result
+        itself, as thresholding does.
+        """
+        return True
+
+    @property
+    def explains_x_t(self) -> bool:
+        """Whether x0 and eps still are those of x_t, `x_t = alpha x0 + sigma eps`; not so where it
+        renoises with another eps on purpose, as CFG++ does.
+        """
+        return True
+
+    @property
     def w(self) -> float | None:
         """The scale in the convention of the paper, s - 1, for the record; None without a scale."""
         return None
@@ -299,7 +313,8 @@ class Guidance(Component):
         Args:
             predictions: what `branches` asked for, and perhaps what other links of a chain did.
             step: as for `branches`.
-            guided: the result of the previous link of a chain; None at its head.
+            guided: the result of the previous link of a chain, to be changed; None at its head,
+                which is as if it were the prompt's prediction.
             memory: what this method returned last time on this trajectory; None at first.
 
         Returns:

@@ -103,7 +103,7 @@ def scaled(guidance: Guidance, scale: float) -> Guidance:
     """This guidance at another scale.
 
     Raises:
-        ConfigError: it has no scale.
+        ConfigError: it has no scale, or one that is not s.
     """
     kind = type(guidance)
     if not attrs.has(kind) or "scale" not in attrs.fields_dict(kind):
@@ -113,6 +113,12 @@ def scaled(guidance: Guidance, scale: float) -> Guidance:
             remedy="study a pipeline with a guidance such as cfg, or leave this study out",
         )
     other: Guidance = attrs.evolve(cast("Any", guidance), scale=scale)
+    if other.w not in (None, scale - 1):
+        raise ConfigError(
+            f"the guidance {guidance.name!r} reads its scale as w, and scales are s = w + 1 here",
+            place="study.guidance",
+            remedy="use the form that reads s (--set guidance.form=imagen)",
+        )
     return other
 
 

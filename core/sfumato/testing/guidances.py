@@ -10,6 +10,7 @@ import attrs
 import torch
 
 from sfumato import settings
+from sfumato.errors import ConfigError
 from sfumato.records import Branch, GuidanceStep, Guided, Prediction
 from sfumato.testing.laws import expect, expect_close, expect_equal, expect_finite, law
 
@@ -38,9 +39,8 @@ def _predictions(guidance: Guidance, step: GuidanceStep, seed: int = 0) -> dict[
         return torch.randn(SHAPE, generator=generator, dtype=torch.float64)
 
     x_t = normal()
-    asked = sorted(guidance.branches(step), key=repr)
-    eps = {branch: normal() for branch in asked}
-    return {b: Prediction((x_t - step.sigma * e) / step.alpha, e) for b, e in eps.items()}
+    x0 = {branch: normal() for branch in sorted(guidance.branches(step), key=repr)}
+    return {b: Prediction(x, (x_t - step.alpha * x) / step.sigma) for b, x in x0.items()}
 
 
 def _mapped(predictions: Predictions, function: Callable[[Tensor], Tensor]) -> Predictions:
@@ -151,7 +151,11 @@ def others_do_not_matter(guidance: Guidance) -> None:
 
 @law("guidance")
 def equal_branches_stay(guidance: Guidance) -> None:
-    """Where all branches say the same, so does the result."""
+    """Where all branches say the same, so does the result, unless it says that it works on the
+    result itself.
+    """
+    if not guidance.keeps_agreement:
+        return
     for step in _steps(guidance):
         predictions = _predictions(guidance, step)
         one = next(iter(predictions.values()))
@@ -160,11 +164,69 @@ def equal_branches_stay(guidance: Guidance) -> None:
 
 
 @law("guidance")
+def explains_x_t_where_claimed(guidance: Guidance) -> None:
+    """Where it claims that x0 and eps explain x_t, they do, along a whole trajectory."""
+    if not guidance.explains_x_t:
+        return
+    for seed, (step, guided) in enumerate(
+        zip(_steps(guidance), _trajectory(guidance, lambda value: value), strict=True)
+    ):
+        one = next(iter(_predictions(guidance, step, seed).values()))
+        x_t, explained = (step.alpha * p.x0 + step.sigma * p.eps for p in (one, guided))
+        expect_close(explained, x_t, "alpha x0 + sigma eps and x_t", 1e-9)
+
+
+@law("guidance")
+def the_head_of_a_chain_changes_the_prompt(guidance: Guidance) -> None:
+    """What it makes of the prompt's prediction, handed to it by a chain, is what it makes at the
+    head.
+    """
+    for step in _steps(guidance):
+        predictions = _predictions(guidance, step)
+        prompt = predictions.setdefault(Branch(), next(iter(predictions.values())))
+        head, _ = guidance.combine(predictions, step, None, None)
+        link, _ = guidance.combine(predictions, step, Guided(prompt.x0, prompt.eps), None)
+        _expect_same(link, head, "after the prompt's prediction")
+
+
+@law("guidance")
+def a_link_builds_on_what_came_before(guidance: Guidance) -> None:
+    """Handed another estimate by a chain, it makes another of it, unless it says that it works on
+    the result itself.
+    """
+    moved = 0.0
+    for step in _steps(guidance) if guidance.keeps_agreement else ():
+        predictions = _predictions(guidance, step)
+        one = predictions.setdefault(Branch(), next(iter(predictions.values())))
+        before = Guided(one.x0 + 0.5, one.eps - 0.5 * step.alpha / step.sigma)
+        head, _ = guidance.combine(predictions, step, None, None)
+        link, _ = guidance.combine(predictions, step, before, None)
+        moved = max(moved, float((link.x0 - head.x0).abs().max()))
+    expect(moved > 0 or not guidance.keeps_agreement, "another x0 after another link", "the same")
+
+
+@law("guidance")
+def finite_without_signal(guidance: Guidance) -> None:
+    """Where alpha is 0, so that eps is x_t and x0 may be anything, it is finite, or refused with a
+    ConfigError.
+    """
+    for step in _steps(guidance):
+        step = attrs.evolve(step, t=1.0, alpha=0.0, sigma=1.0)
+        try:
+            predictions = _predictions(guidance, step)
+            guided, _ = guidance.combine(predictions, step, None, None)
+        except ConfigError:
+            continue
+        expect_finite(guided.x0, "x0 where alpha is 0")
+        expect_finite(guided.eps, "eps where alpha is 0")
+
+
+@law("guidance")
 def scale_one_is_off(guidance: Guidance) -> None:
     """At scale 1, where w = s - 1 is 0, the prompt's prediction passes unchanged if there are no
-    negatives.
+    negatives, unless it says that it works on the result itself.
     """
-    for off in _at_scale_one(guidance):
+    for off in _switched_off(guidance):
         for step in _steps(off):
             if step.negatives:
                 continue
@@ -174,14 +236,17 @@ def scale_one_is_off(guidance: Guidance) -> None:
             _expect_same(guided, predictions[Branch()], "at scale 1")
 
 
-def _at_scale_one(guidance: Guidance) -> Iterator[Guidance]:
-    """The same guidance with the number that is its scale, the one that w moves with, set to 1."""
+def _switched_off(guidance: Guidance) -> Iterator[Guidance]:
+    """The same guidance with w = 0: the number that w moves with set to 1 or, where it is read as
+    w, to 0.
+    """
     cls: Any = type(guidance)
     numbers = [name for name, field in settings.fields(cls).items() if field.type is float]
-    for name in numbers if guidance.w is not None else []:
+    usable = guidance.w is not None and guidance.keeps_agreement
+    for name, scale in itertools.product(numbers if usable else (), (0.0, 1.0)):
         try:
-            off, on = (attrs.evolve(guidance, **{name: scale}) for scale in (1.0, 2.0))  # type: ignore[misc]
-        except ValueError:
+            off, on = (attrs.evolve(guidance, **{name: value}) for value in (scale, scale + 1))  # type: ignore[misc]
+        except (ConfigError, ValueError):
             continue
         if off.w == 0 and on.w != 0:
             yield off
