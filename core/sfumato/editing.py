@@ -13,6 +13,7 @@ with noise renews it as it does elsewhere.
 **Inversion** walks the probability flow upwards, from a picture to the noise that leads to it (Song
 et al., 2020, arXiv:2010.02502; Mokady et al., 2022, arXiv:2211.09794). A picture stands at t = 0,
 where nothing tells its noise; at the first time above it stands as alpha x0, noise still to come.
+On a grid that ends above 0 it is, as in sampling, x itself.
 
 This module knows nothing about prompts, networks or files.
 """
@@ -79,6 +80,13 @@ def check_inversion(plan: Plan) -> None:
             "so no noise there leads to a given picture",
             remedy="use a strength below 1, or a grid that starts later (--set time_grid=leading)",
         )
+
+
+def shrinking(plan: Plan, times: Tensor) -> float:
+    """What the last x of a plan is multiplied with to be one at the first of the rising `times`."""
+    ends = torch.stack([times[0], plan.times[-1]])
+    first, end = plan.settings.noise_schedule.alpha_sigma(ends)[0].tolist()
+    return float(first / end)
 
 
 def no_noise() -> Tensor:

@@ -207,7 +207,7 @@ class Pipeline:
         start: Tensor | None = None,
         image: Tensor | None = None,
         mask: Tensor | None = None,
-        strength: float = 1.0,
+        strength: float | None = None,
         batch: int = 64,
     ) -> Tensor:
         """Pictures (B, 3, H, W) float32 in [-1, 1], on the CPU, one for each prompt.
@@ -225,7 +225,8 @@ class Pipeline:
                 painted anew, 0 where the result is `image` to the bit. Beside it `start` may be
                 given too.
             strength: the share, in (0, 1], of the steps that are walked, the last ones, from an
-                image or a start. 1 forgets the image.
+                image or a start. 1 forgets the image; by default 0.6, but 1 beside a mask or a
+                start.
             batch: pictures drawn at once; changes no noise.
 
         Raises:
@@ -301,7 +302,7 @@ class Pipeline:
         editing.check_inversion(plan)
         times = trajectory.rising(plan.times, schedule)
         assert request.image is not None
-        x = self._latents(request.image) * float(schedule.alpha_sigma(times[0])[0])
+        x = self._latents(request.image) * editing.shrinking(plan, times)
         denoise = self._denoise(request, plan, times)
         for step in reverse(self.settings.sampler, denoise, schedule, x, times, editing.no_noise):
             x = step.x

@@ -30,7 +30,7 @@ class Options(TypedDict, total=False):
     start: Tensor | None
     image: Tensor | None
     mask: Tensor | None
-    strength: float
+    strength: float | None
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -73,7 +73,7 @@ class Request:
         start: Tensor | None = None,
         image: Tensor | None = None,
         mask: Tensor | None = None,
-        strength: float = 1.0,
+        strength: float | None = None,
     ) -> Self:
         """The arguments of `Pipeline.sample`, each of which has the right type.
 
@@ -103,7 +103,7 @@ class Request:
             start=start,
             image=image,
             mask=mask,
-            strength=strength,
+            strength=usual_strength(image, mask) if strength is None else strength,
         )
 
     def batches(self, size: int) -> Iterator[Self]:
@@ -124,6 +124,11 @@ class Request:
             )
 
 
+def usual_strength(image: object | None, mask: object | None) -> float:
+    """The strength where none is given: 0.6 from an image that no mask keeps, else 1."""
+    return 0.6 if image is not None and mask is None else 1.0
+
+
 def _prompts(prompts: Sequence[str]) -> tuple[str, ...]:
     texts = () if isinstance(prompts, str) else tuple(prompts)
     if not texts or not all(isinstance(text, str) for text in texts):
@@ -132,12 +137,12 @@ def _prompts(prompts: Sequence[str]) -> tuple[str, ...]:
 
 
 def _check_start(
-    start: Tensor | None, image: Tensor | None, mask: Tensor | None, strength: float
+    start: Tensor | None, image: Tensor | None, mask: Tensor | None, strength: float | None
 ) -> None:
     """Refuses what would have no effect."""
     if image is None and mask is not None:
         raise ConfigError("a mask says what to paint anew of an image", remedy="give the image")
-    if image is None and start is None and strength != 1:
+    if image is None and start is None and strength is not None:
         raise ConfigError(
             "strength says how much of an image is drawn anew", remedy="give the image, or a start"
         )
