@@ -136,5 +136,5 @@ def latents_painted(mask: Tensor, size: tuple[int, int], factor: int) -> Tensor:
 def pasted(pictures: Tensor, image: Tensor, mask: Tensor) -> Tensor:
     """Pictures (B, 3, H, W) with those of `image`, to the bit, outside of the mask."""
     factor = pictures.shape[-1] // mask.shape[-1]
-    pixels = mask.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
-    return pictures.where(pixels == 1, image.float())
+    pixels = mask.repeat_interleave(factor, -2).repeat_interleave(factor, -1).to(pictures.device)
+    return pictures.where(pixels == 1, image.to(pictures))
