@@ -23,7 +23,7 @@ import torch
 
 from sfumato import Guided, Sampler, create
 from sfumato.testing.mixture import QuarterCircle, gaussian
-from sfumato.testing.samplers import END, START, errors
+from sfumato.testing.samplers import errors, even_levels
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -88,16 +88,9 @@ class Curve:
         return math.log2(self.errors[-3] / self.errors[-2])
 
 
-def levels(steps: int) -> torch.Tensor:
-    """Times from START to END, even in log(sigma / alpha)."""
-    alpha, sigma = QuarterCircle().alpha_sigma(torch.tensor([START, END], dtype=torch.float64))
-    first, last = (sigma / alpha).log().tolist()
-    return QuarterCircle().time_at(torch.linspace(first, last, steps + 1, dtype=torch.float64))
-
-
 def spread(sampler: Sampler, steps: int) -> tuple[int, float]:
     """Predictions, and the relative error of the deviation at END of data N(0, DEVIATION^2)."""
-    times, count = levels(steps), itertools.count()
+    times, count = even_levels(steps), itertools.count()
     size = 4 * steps + 10
     best = gaussian(0.0, DEVIATION, (1, 1, size)).denoise(QuarterCircle())
 
@@ -193,8 +186,9 @@ network does not show here, where there are none.
 
 ## Inversion
 
-A sampler without noise walks rising times as well: from a picture at a time above 0 to the noise
-that leads to it. DDIM inversion is `ddim` along the reversed grid, so there is no component for it.
+A sampler without noise walks rising times as well, from a picture to the noise that leads to it:
+DDIM inversion is `ddim` along the reversed grid, so there is no component for it (see
+[Edit a picture](editing.md)).
 """
 
 

@@ -1,10 +1,13 @@
-"""What tests share: the installed catalogue, a small registry, a small run, the command."""
+"""What tests share: the catalogue, a small registry, a small run, the command, a book of errors."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from relative_error import relative
 from sfumato import plugins
 from sfumato.registry import Registry
 from small import SMALL
@@ -51,3 +54,36 @@ def sfumato(tmp_path):
         )
 
     return run
+
+
+ERRORS = pytest.StashKey[dict]()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--parity", metavar="FILE", help="write what `parity` was told, as JSON")
+
+
+def pytest_configure(config):
+    config.stash[ERRORS] = {}
+
+
+def pytest_sessionfinish(session):
+    if file := session.config.getoption("--parity"):
+        rows = [[*key, error] for key, error in sorted(session.config.stash[ERRORS].items())]
+        Path(file).write_text(json.dumps(rows))
+
+
+@pytest.fixture
+def parity(request):
+    """`parity(component, peer, what, ours, theirs)` is the largest relative error, and stands in
+    docs/parity.md when `benchmarks/parity.py` has run.
+    """
+
+    def record(component, peer, what, ours, theirs):
+        error = relative(ours, theirs)
+        book = request.config.stash[ERRORS]
+        key = (component.kind, component.name, peer, what)
+        book[key] = max(error, book.get(key, 0.0))
+        return error
+
+    return record

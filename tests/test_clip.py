@@ -121,12 +121,13 @@ def close(left, right, tolerance=1e-5):
 class TestPretrained:
     @torch.no_grad()
     @pytest.mark.parametrize("pad", ["<|endoftext|>", "!"])
-    def test_text_model(self, tmp_path, pad):
+    def test_text_model(self, tmp_path, pad, parity):
         peer = write_model(tmp_path, pad=pad)
         module = Clip(pretrained=str(tmp_path)).build({})
         text, inputs = module.encode(PROMPTS), ids_of(tmp_path, PROMPTS)
         expected = peer(input_ids=inputs.input_ids)
         assert inputs.input_ids[0, -1] == (0 if pad == "!" else peer.config.eos_token_id)
+        parity(Clip(), "transformers", "tokens, float32", text.tokens, expected.last_hidden_state)
         close(text.tokens, expected.last_hidden_state)
         close(text.pooled, expected.pooler_output)
         assert torch.equal(text.mask, inputs.attention_mask.bool())
@@ -144,7 +145,7 @@ class TestPretrained:
         assert module.pooled_width == 16
 
     @torch.no_grad()
-    def test_both_towers(self, tmp_path):
+    def test_both_towers(self, tmp_path, parity):
         peer = write_model(tmp_path, transformers.CLIPModel)
         module = Clip(pretrained=str(tmp_path)).build({})
         images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -154,6 +155,9 @@ class TestPretrained:
             pixel_values=((images + 1) / 2 - mean) / std,
         )
         text, pictures = module.encode(PROMPTS), module.encode_images(images)
+        ours = functional.normalize(pictures) @ functional.normalize(text.pooled).T
+        theirs = expected.image_embeds @ expected.text_embeds.T
+        parity(Clip(), "transformers", "cosines of pictures and texts, float32", ours, theirs)
         close(functional.normalize(text.pooled), expected.text_embeds)
         close(functional.normalize(pictures), expected.image_embeds)
         close(

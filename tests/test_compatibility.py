@@ -370,7 +370,7 @@ def picture_on(schedule, trained, grid, prediction):
     denoise, module = denoiser_on(schedule, trained, times, prediction)
     x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = x * schedule.start_scale(float(times[0]))
-    *_, last = reverse(DDIM(), denoise, x, lambda: pytest.fail("no noise"))
+    *_, last = reverse(DDIM(), denoise, schedule, x, times, lambda: pytest.fail("no noise"))
     assert torch.equal(torch.stack(module.asked), module.announced)
     return last.x
 

@@ -38,9 +38,10 @@ def test_indices_of_the_spacings():
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 50, 64, 333, 1000])
-def test_sgm_uniform_is_that_of_the_authors(steps):
+def test_sgm_uniform_is_that_of_the_authors(steps, parity):
     numpy = pytest.importorskip("numpy")
     theirs = numpy.linspace(999, 0, steps, endpoint=False).astype(int)
+    parity(SGMUniform(), "the authors' code", "indices", indices(SGMUniform(), steps), theirs)
     assert indices(SGMUniform(), steps) == theirs.tolist()
 
 
@@ -78,13 +79,15 @@ def fractions(grid, steps):
     ],
     ids=repr,
 )
-def test_timesteps_of_diffusers(grid, options):
+def test_timesteps_of_diffusers(grid, options, parity):
     scheduler = pytest.importorskip("diffusers").DDIMScheduler(**options)
     for steps in {*range(2, 103), 125, 250, 300, 333, 500, 501, 750, 999}:
         scheduler.set_timesteps(steps)
         # In diffusers rounding noise decides where a fraction is exactly a half, and gives the trailing
         # grid an index -1 at some N.
         theirs = scheduler.timesteps.tolist()[:steps]
+        if steps in (10, 20, 25, 50, 100, 125, 250, 500):
+            parity(grid, "diffusers", "indices, 10 to 500 steps", indices(grid, steps), theirs)
         for a, b, exact in zip(indices(grid, steps), theirs, fractions(grid, steps), strict=True):
             assert a == b or (exact.denominator == 2 and abs(a - b) == 1)
 

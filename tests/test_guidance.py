@@ -49,15 +49,22 @@ def same(guided, eps):
     torch.testing.assert_close(ALPHA * guided.x0 + SIGMA * guided.eps, X_T, rtol=0, atol=1e-13)
 
 
-def test_none_is_the_prompt_branch():
+def test_none_is_the_prompt_branch(parity):
     assert asked(NoGuidance()) == asked(NoGuidance(), 2) == {PROMPT}
+    parity(
+        NoGuidance(), "the prediction itself", "eps, float64", guide(NoGuidance()).eps, EPS[PROMPT]
+    )
     assert guide(NoGuidance()).eps.equal(EPS[PROMPT])
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 1.3, 4.0, 7.5])
-def test_cfg_is_the_formula(scale):
+def test_cfg_is_the_formula(scale, parity):
     u, p = EPS[NULL], EPS[PROMPT]
     same(guide(ClassifierFreeGuidance(scale=scale)), u + scale * (p - u))
+    found = guide(ClassifierFreeGuidance(scale=scale)).eps
+    parity(
+        ClassifierFreeGuidance(), "the paper's formula", "eps, float64", found, u + scale * (p - u)
+    )
     w = scale - 1
     same(guide(ClassifierFreeGuidance(scale=scale)), (1 + w) * p - w * u)
 
@@ -84,11 +91,13 @@ def test_the_convention_of_the_paper_stands_in_the_record():
 
 
 @pytest.mark.parametrize("negatives", [0, 1, 2])
-def test_negative_prompt_is_the_formula(negatives):
+def test_negative_prompt_is_the_formula(negatives, parity):
     u, p = EPS[NULL], EPS[PROMPT]
     away = sum(EPS[negative(i)] - u for i in range(negatives))
     method = NegativePrompt(positive_scale=5.0, negative_scale=1.5)
     assert asked(method, negatives) == {PROMPT, NULL, *map(negative, range(negatives))}
+    expected = u + 5 * (p - u) - 1.5 * away
+    parity(method, "the formula", "eps, float64", guide(method, negatives).eps, expected)
     same(guide(method, negatives), u + 5 * (p - u) - 1.5 * away)
 
 

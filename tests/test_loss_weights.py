@@ -44,8 +44,10 @@ def close(found, expected):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
 
 
-def test_p2():
+def test_p2(parity):
     assert P2()(at(100), "epsilon").item() == pytest.approx(0.104858, rel=1e-5)
+    found = P2(k=0.5, gamma=2.0)(TABLE, "epsilon")
+    parity(P2(), "the paper's formula", "weights, float64", found, (0.5 + SNR) ** -2.0)
     close(P2(k=0.5, gamma=2.0)(TABLE, "epsilon"), (0.5 + SNR) ** -2.0)
 
 
@@ -61,7 +63,7 @@ def test_min_snr_has_the_published_numbers(index, digits):
         assert MinSNR()(at(index), kind).item() == pytest.approx(weight, rel=2e-6)
 
 
-def test_min_snr_is_that_of_diffusers_training_scripts():
+def test_min_snr_is_that_of_diffusers_training_scripts(parity):
     pytest.importorskip("diffusers")
     from diffusers import DDPMScheduler
     from diffusers.training_utils import compute_snr
@@ -70,32 +72,52 @@ def test_min_snr_is_that_of_diffusers_training_scripts():
     clamped = snr.clamp(max=5.0)
     for kind, divisor in (("epsilon", snr), ("v", snr + 1)):
         found = MinSNR()(TABLE, kind)
+        parity(MinSNR(), "diffusers", "weights, of its float32 table", found, clamped / divisor)
         torch.testing.assert_close(found, clamped / divisor, rtol=1e-3, atol=0)  # theirs in float32
 
 
-def test_soft_min_snr_is_that_of_k_diffusion():
+def test_soft_min_snr_is_that_of_k_diffusion(parity):
     """Theirs is stated on the output F of the preconditioned network, c_out^-2 of the x0 loss."""
     peer = definition("layers.py", "Denoiser")(None, sigma_data=0.5, weighting="soft-min-snr")
     state = noised(torch.linspace(0.01, 1, 100), VE())
     _, c_out, _ = peer.get_scalings(state.sigma)
+    found, theirs = SoftMinSNR(gamma=4.0)(state, "x0"), peer.weighting(state.sigma) / c_out**2
+    parity(SoftMinSNR(), "k-diffusion", "weights, float64", found, theirs)
     close(SoftMinSNR(gamma=4.0)(state, "x0"), peer.weighting(state.sigma) / c_out**2)
 
 
-def test_debiased():
+def test_debiased(parity):
+    parity(
+        Debiased(),
+        "the paper's formula",
+        "weights, float64",
+        Debiased()(TABLE, "epsilon"),
+        SNR**-0.5,
+    )
     close(Debiased()(TABLE, "epsilon"), SNR**-0.5)
     close(Debiased()(TABLE, "v"), SNR**0.5 / (SNR + 1))
 
 
-def test_edm_is_lambda_of_table_1():
+def test_edm_is_lambda_of_table_1(parity):
     state = noised(torch.linspace(0.01, 1, 100), VE())
     s = state.sigma
+    found, theirs = EDM(sigma_data=0.7)(state, "x0"), (s**2 + 0.7**2) / (s * 0.7) ** 2
+    parity(EDM(), "the paper's formula", "weights, float64", found, theirs)
     close(EDM(sigma_data=0.7)(state, "x0"), (s**2 + 0.7**2) / (s * 0.7) ** 2)
 
 
-def test_weights_of_stable_diffusion_3():
+def test_weights_of_stable_diffusion_3(parity):
     training_utils = pytest.importorskip("diffusers.training_utils")
     theirs = training_utils.compute_loss_weighting_for_sd3
     found = SigmaSqrt()(FLOW, "x0")
+    parity(SigmaSqrt(), "diffusers", "weights, float32", found, theirs("sigma_sqrt", FLOW.sigma))
+    parity(
+        CosMap(),
+        "diffusers",
+        "weights, float64",
+        CosMap()(FLOW, "flow"),
+        theirs("cosmap", FLOW.sigma),
+    )
     torch.testing.assert_close(found.float(), theirs("sigma_sqrt", FLOW.sigma), rtol=1e-6, atol=0)
     close(SigmaSqrt()(FLOW, "flow"), torch.ones(999, dtype=torch.float64))
     close(CosMap()(FLOW, "flow"), theirs("cosmap", FLOW.sigma))
@@ -119,7 +141,9 @@ def test_cosmap_is_the_density_of_equation_21():
     assert float(CosMap()(noised(t, RectifiedFlow()), "flow").mean()) == pytest.approx(1, rel=1e-6)
 
 
-def test_sigmoid():
+def test_sigmoid(parity):
+    found, theirs = Sigmoid(bias=-3.0)(TABLE, "epsilon"), torch.sigmoid(-3.0 - SNR.log())
+    parity(Sigmoid(), "the paper's formula", "weights, float64", found, theirs)
     close(Sigmoid(bias=-3.0)(TABLE, "epsilon"), torch.sigmoid(-3.0 - SNR.log()))
     close(Sigmoid(bias=1.3)(TABLE, "v"), SoftMinSNR(gamma=math.exp(1.3))(TABLE, "v"))
 

@@ -30,13 +30,15 @@ def state(schedule):
     [(MSE(), torch.nn.functional.mse_loss), (L1(), torch.nn.functional.l1_loss)],
     ids=["mse", "l1"],
 )
-def test_mean_over_all_but_the_batch_in_float32(loss, peer, dtype):
+def test_mean_over_all_but_the_batch_in_float32(loss, peer, dtype, parity):
     output, target = pair(dtype)
     values = loss(output, target, None)
     assert values.shape == (4,)
     assert values.dtype == torch.float32
     for k in range(4):
         expected = peer(output[k].double(), target[k].double())
+        if dtype == torch.float32:
+            parity(loss, "torch", "values, float32", values[k], expected)
         assert float(values[k]) == pytest.approx(float(expected), rel=1e-6)
 
 
@@ -51,7 +53,7 @@ def test_gradient_reaches_the_output_of_its_own_example():
 
 @pytest.mark.parametrize("schedule", ["constant", "exponential", "snr"])
 @pytest.mark.parametrize("delta", [0.1, 0.7, 2.0])
-def test_huber_is_that_of_kohya(schedule, delta):
+def test_huber_is_that_of_kohya(schedule, delta, parity):
     """`conditional_loss` and `get_huber_threshold_if_needed`, in float64."""
     output, target = pair(torch.float64)
     table = LinearBeta()
@@ -68,6 +70,7 @@ def test_huber_is_that_of_kohya(schedule, delta):
     c = c.view(-1, 1, 1, 1)
     expected = 2 * c * (torch.sqrt((output - target) ** 2 + c**2) - c)
     found = Huber(delta=delta, schedule=schedule)(output, target, state(table))
+    parity(Huber(), "kohya's formula", "values, float32", found, expected.mean(dim=(1, 2, 3)))
     torch.testing.assert_close(found.double(), expected.mean(dim=(1, 2, 3)), rtol=1e-6, atol=0)
 
 

@@ -399,6 +399,15 @@ class ClaimsTooMuch(DDIM):
     order = 2
 
 
+@planted("walks_back_up")
+class OnlyFalls(DDIM):
+    """Stays where it is on the way up."""
+
+    def run(self, denoise, schedule, x, times, noise):
+        for step in super().run(denoise, schedule, x, times, noise):
+            yield step if times[0] > times[-1] else attrs.evolve(step, x=x)
+
+
 @planted("a_step_for_each_interval")
 class SkipsTheLast(DDIM):
     """Ends one step before the end."""

@@ -48,7 +48,7 @@ T = torch.tensor([0.05, 0.3, 0.6, 0.9, 1.0], dtype=torch.float64)
 X = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def test_coefficients_of_table_1():
+def test_coefficients_of_table_1(parity):
     module, sd = built(VE(), 0.7), 0.7
     s = VE().alpha_sigma(T)[1]
     found = module(X * shaped(s), T, "text", "variant")
@@ -59,10 +59,11 @@ def test_coefficients_of_table_1():
     assert (condition, variant) == ("text", "variant")
     c_skip, c_out = sd**2 / (s**2 + sd**2), s * sd / (s**2 + sd**2).sqrt()
     expected = shaped(c_skip * s) * X + shaped(c_out) * torch.tanh(saw)
+    parity(EDM(denoiser=Network()), "the paper's formula", "output, float64", found, expected)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_the_module_of_k_diffusion():
+def test_the_module_of_k_diffusion(parity):
     def append_dims(x, dims):
         return x.view(-1, *(1,) * (dims - 1))
 
@@ -70,6 +71,8 @@ def test_the_module_of_k_diffusion():
     peer_class.forward.__globals__["utils"] = type("utils", (), {"append_dims": append_dims})
     peer = peer_class(lambda x, sigma: torch.tanh(x), sigma_data=0.5)
     s = VE().alpha_sigma(T)[1]
+    ours, theirs = built(VE())(X * shaped(s), T, None), peer(X * shaped(s), s)
+    parity(EDM(denoiser=Network()), "k-diffusion", "output, float64", ours, theirs)
     torch.testing.assert_close(
         built(VE())(X * shaped(s), T, None), peer(X * shaped(s), s), rtol=1e-12, atol=1e-12
     )

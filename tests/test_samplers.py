@@ -1,5 +1,6 @@
 """Samplers against diffusers, the papers' formulas in float64, and laws with exact denoisers."""
 
+import functools
 import itertools
 import math
 
@@ -81,17 +82,26 @@ def assert_equal(a, b, tolerance):
     assert (a - b).abs().max() <= tolerance * b.abs().max()
 
 
-def assert_same_steps(pairs, exact):
+def assert_same_steps(pairs, exact, error_of):
     """Within 1e-5 as diffusers is, within 1e-6 once its table is float64 like ours, x0 then too.
 
     As it is, diffusers' float32 `1 - ab_t / ab_prev` errs by up to 2e-5 in the step from index 10 to 0.
     """
     pairs = list(pairs)
     for ours, theirs in pairs:
+        error_of(ours.x, theirs.prev_sample)
         cancels = len(pairs) == 100 and ours.index == 98
         assert_equal(ours.x, theirs.prev_sample, 1e-6 if exact else 2e-5 if cancels else 1e-5)
         if exact:
             assert_equal(ours.x0, theirs.pred_original_sample, 1e-6)
+
+
+def beside_peer(parity, sampler, exact):
+    """Tells `parity` of two x after the same step."""
+    table = ", its table in float64" if exact else ""
+    return functools.partial(
+        parity, sampler, "diffusers", f"a step from the same x, float32{table}"
+    )
 
 
 def give_float64_table(scheduler, schedule):
@@ -113,7 +123,7 @@ beside_diffusers = pytest.mark.parametrize(
 @pytest.mark.parametrize("clip", [None, 1.0])
 @pytest.mark.parametrize("variance", ["small", "large"])
 @pytest.mark.parametrize("grid", [Leading(), Trailing(), Linspace()], ids=lambda grid: grid.name)
-def test_ddpm_of_diffusers(grid, variance, clip, steps, exact):
+def test_ddpm_of_diffusers(grid, variance, clip, steps, exact, parity):
     schedule = LinearBeta()
     scheduler = pytest.importorskip("diffusers").DDPMScheduler(
         timestep_spacing=grid.name, variance_type=f"fixed_{variance}", clip_sample=clip is not None
@@ -125,14 +135,14 @@ def test_ddpm_of_diffusers(grid, variance, clip, steps, exact):
     if variance == "large" and grid.name == "trailing":
         # diffusers gives the last step noise, too, unless it starts at index 0.
         pairs.pop()
-    assert_same_steps(pairs, exact)
+    assert_same_steps(pairs, exact, beside_peer(parity, sampler, exact))
 
 
 @beside_diffusers
 @pytest.mark.parametrize("clip", [None, 1.0])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("grid", [Leading(), Trailing()], ids=lambda grid: grid.name)
-def test_ddim_of_diffusers(grid, eta, clip, steps, exact):
+def test_ddim_of_diffusers(grid, eta, clip, steps, exact, parity):
     """On the grids where diffusers' DDIM goes to the next entry of its own grid."""
     schedule = LinearBeta()
     scheduler = pytest.importorskip("diffusers").DDIMScheduler(
@@ -142,12 +152,13 @@ def test_ddim_of_diffusers(grid, eta, clip, steps, exact):
         give_float64_table(scheduler, schedule)
     sampler = DDIM(eta=eta, clip_x0=clip)
     options = {"eta": eta, "use_clipped_model_output": True}
-    assert_same_steps(steps_beside(sampler, schedule, grid, scheduler, steps, **options), exact)
+    pairs = steps_beside(sampler, schedule, grid, scheduler, steps, **options)
+    assert_same_steps(pairs, exact, beside_peer(parity, sampler, exact))
 
 
 @beside_diffusers
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_ddim_of_diffusers_with_the_settings_of_stable_diffusion(eta, steps, exact):
+def test_ddim_of_diffusers_with_the_settings_of_stable_diffusion(eta, steps, exact, parity):
     schedule = ScaledLinearBeta()
     scheduler = pytest.importorskip("diffusers").DDIMScheduler(
         **SD, steps_offset=1, set_alpha_to_one=False, clip_sample=False
@@ -156,7 +167,7 @@ def test_ddim_of_diffusers_with_the_settings_of_stable_diffusion(eta, steps, exa
         give_float64_table(scheduler, schedule)
     grid = Leading(offset=1, final="first")
     pairs = steps_beside(DDIM(eta=eta), schedule, grid, scheduler, steps, eta=eta)
-    assert_same_steps(pairs, exact)
+    assert_same_steps(pairs, exact, beside_peer(parity, DDIM(), exact))
 
 
 def alpha_bars(schedule, times):
@@ -194,7 +205,7 @@ def ddim_formula(x, eps, z, ab_t, ab_s, eta):
     ],
     ids=["ddpm-small", "ddpm-large", "ddim", "ddim-eta"],
 )
-def test_formula_in_float64_at_a_thousand_steps(sampler, formula, option, schedule):
+def test_formula_in_float64_at_a_thousand_steps(sampler, formula, option, schedule, parity):
     torch.manual_seed(0)
     noises = torch.randn(1000, 1, 1, 4, 4, dtype=torch.float64)
     times = Trailing().times(1000, schedule)
@@ -208,6 +219,7 @@ def test_formula_in_float64_at_a_thousand_steps(sampler, formula, option, schedu
         eps = some_network(x, times[step.index])
         z = z if step.index < 999 else torch.zeros_like(z)
         expected = formula(x, eps, z, ab_t, ab_s, option)
+        parity(sampler, "the paper's formula", "a step from the same x, float64", step.x, expected)
         torch.testing.assert_close(step.x, expected, rtol=1e-9, atol=1e-9 * expected.abs().max())
         x = step.x
 

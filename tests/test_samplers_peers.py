@@ -6,6 +6,7 @@ noise is drawn.
 """
 
 import ast
+import functools
 import importlib.machinery
 import importlib.util
 import itertools
@@ -121,10 +122,18 @@ def walk(sampler, schedule, times, dtype, noise=None):
     return [step.x / alpha for step, alpha in zip(steps, alphas, strict=True)]
 
 
-def assert_same(ours, theirs, dtype, tolerance=TOLERANCE):
+def assert_same(ours, theirs, dtype, error_of, tolerance=TOLERANCE):
     for index, (own, other) in enumerate(zip(ours, theirs, strict=True)):
-        error = float((own - other).abs().max() / other.abs().max())
+        error = error_of(own, other)
         assert error < tolerance[dtype], f"step {index}: relative error {error:.2g}"
+
+
+def beside_peer(parity, sampler, peer, dtype):
+    """Tells `parity` of two x after the same step."""
+    noise = "" if sampler.order else ", the same noise"
+    half = ", their half of the second order" if isinstance(sampler, HalfAParabola) else ""
+    what = f"x after each step, {str(dtype).removeprefix('torch.')}{noise}{half}"
+    return functools.partial(parity, sampler, peer, what)
 
 
 class HalfAParabola(DPMPP3MSDE):
@@ -224,11 +233,13 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=st
     ],
     ids=repr,
 )
-def test_deterministic_samplers_of_k_diffusion(peer, sampler, function, options, schedule, dtype):
+def test_deterministic_samplers_of_k_diffusion(
+    peer, sampler, function, options, schedule, dtype, parity
+):
     times = falling(schedule, 12)
     ours = walk(sampler, schedule, times, dtype, noise=lambda: pytest.fail("drew noise"))
     theirs = walk_of(getattr(peer, function), schedule, times, dtype, **options)
-    assert_same(ours, theirs, dtype)
+    assert_same(ours, theirs, dtype, beside_peer(parity, sampler, "k-diffusion", dtype))
 
 
 @SCHEDULES
@@ -247,29 +258,33 @@ def test_deterministic_samplers_of_k_diffusion(peer, sampler, function, options,
     ],
     ids=repr,
 )  # fmt: skip
-def test_stochastic_samplers_of_k_diffusion(peer, sampler, function, options, schedule, dtype):
+def test_stochastic_samplers_of_k_diffusion(
+    peer, sampler, function, options, schedule, dtype, parity
+):
     times, noise = falling(schedule, 12), drawn(1, dtype)
     options = {**options, "noise_sampler": lambda *_: noise()}
     theirs = walk_of(getattr(peer, function), schedule, times, dtype, **options)
-    assert_same(walk(sampler, schedule, times, dtype), theirs, dtype, NOISY)
+    error_of = beside_peer(parity, sampler, "k-diffusion", dtype)
+    assert_same(walk(sampler, schedule, times, dtype), theirs, dtype, error_of, NOISY)
 
 
 @SCHEDULES
 @DTYPES
 @pytest.mark.parametrize("steps", range(1, 9))
-def test_edm_of_k_diffusion(peer, steps, schedule, dtype, monkeypatch):
+def test_edm_of_k_diffusion(peer, steps, schedule, dtype, monkeypatch, parity):
     """Their callback sees x after the churn, so the ends of runs of every length are compared."""
     noise, times = drawn(1, dtype), falling(schedule, 8, start=0.8)[: steps + 1]
     monkeypatch.setattr(torch, "randn_like", lambda x: noise())
     options = {"s_churn": 0.3 * steps, "s_noise": 1.007}
     *_, theirs = walk_of(peer.sample_heun, schedule, times, dtype, **options)
     sampler = EDM(churn=0.3 * steps, low=0.0, high=1e6, noise_scale=1.007)
-    assert_same(walk(sampler, schedule, times, dtype)[-1:], [theirs], dtype, NOISY)
+    error_of = beside_peer(parity, sampler, "k-diffusion", dtype)
+    assert_same(walk(sampler, schedule, times, dtype)[-1:], [theirs], dtype, error_of, NOISY)
 
 
 @SCHEDULES
 @DTYPES
-def test_dpmpp_sde_of_k_diffusion_given_the_noise_of_the_sde(peer, schedule, dtype):
+def test_dpmpp_sde_of_k_diffusion_given_the_noise_of_the_sde(peer, schedule, dtype, parity):
     """Of the noise over a step, exp(-h) / (1 + exp(-h)) of the variance is that of its first half."""
     noise, first = drawn(1, dtype), None
 
@@ -284,10 +299,11 @@ def test_dpmpp_sde_of_k_diffusion_given_the_noise_of_the_sde(peer, schedule, dty
 
     times = falling(schedule, 12)
     theirs = walk_of(peer.sample_dpmpp_sde, schedule, times, dtype, noise_sampler=path)
-    assert_same(walk(DPMPPSDE(), schedule, times, dtype), theirs, dtype)
+    error_of = beside_peer(parity, DPMPPSDE(), "k-diffusion", dtype)
+    assert_same(walk(DPMPPSDE(), schedule, times, dtype), theirs, dtype, error_of)
 
 
-def test_half_a_parabola_is_of_second_order_and_ours_of_third(peer):
+def test_half_a_parabola_is_of_second_order_and_ours_of_third(peer, parity):
     """x0 = lambda^2, known exactly: from the third step on nothing but rounding may be wrong."""
     schedule = Exploding()
     lambdas = torch.tensor([-1.0, -0.6, -0.3, 0.1], dtype=torch.float64)
@@ -307,6 +323,9 @@ def test_half_a_parabola_is_of_second_order_and_ours_of_third(peer):
     x = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     steps = list(DPMPP3MSDE(eta=0.0).run(known, schedule, x, times, drawn(0, x.dtype)))
     exact = math.exp(-0.4) * steps[1].x + integral(-0.3, 0.1)
+    parity(
+        DPMPP3MSDE(), "the integral in closed form", "third step, x0 a parabola", steps[2].x, exact
+    )
     torch.testing.assert_close(steps[2].x, exact, rtol=1e-9, atol=0)
 
     seen = []
@@ -376,19 +395,21 @@ def beside(scheduler, sampler, schedule, times, dtype, noise=None):
 @pytest.mark.parametrize(
     ("depth", "clean"), [(1, True), (2, True), (1, False), (2, False), (3, False)]
 )
-def test_unipc_of_diffusers(depth, clean, dtype):
+def test_unipc_of_diffusers(depth, clean, dtype, parity):
     """Before a clean end theirs lowers the order, where p = 2 only of the very last step, as ours does."""
     scheduler = schedulers().UniPCMultistepScheduler(solver_order=depth, lower_order_final=clean)
     times = Trailing().times(12, LinearBeta())[: None if clean else -1]
-    assert_same(*beside(scheduler, UniPC(depth=depth), LinearBeta(), times, dtype), dtype)
+    pairs = beside(scheduler, UniPC(depth=depth), LinearBeta(), times, dtype)
+    assert_same(*pairs, dtype, beside_peer(parity, UniPC(), "diffusers", dtype))
 
 
 @DTYPES
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_deis_of_diffusers(depth, dtype):
+def test_deis_of_diffusers(depth, dtype, parity):
     scheduler = schedulers().DEISMultistepScheduler(solver_order=depth, lower_order_final=False)
     times = Trailing().times(12, LinearBeta())[:-1]
-    assert_same(*beside(scheduler, DEIS(depth=depth), LinearBeta(), times, dtype), dtype)
+    pairs = beside(scheduler, DEIS(depth=depth), LinearBeta(), times, dtype)
+    assert_same(*pairs, dtype, beside_peer(parity, DEIS(), "diffusers", dtype))
 
 
 @DTYPES
@@ -402,28 +423,30 @@ def test_deis_of_diffusers(depth, dtype):
     ids=repr,
 )
 @pytest.mark.parametrize("clean", [True, False])
-def test_dpm_solver_plus_plus_of_diffusers(sampler, options, clean, dtype):
+def test_dpm_solver_plus_plus_of_diffusers(sampler, options, clean, dtype, parity):
     """Theirs computes in float32 whatever it is given."""
     scheduler = schedulers().DPMSolverMultistepScheduler(
         **options, lower_order_final=False, final_sigmas_type="zero" if clean else "sigma_min"
     )
     times = Trailing().times(12, LinearBeta())[: None if clean else -1]
     pairs = beside(scheduler, sampler, LinearBeta(), times, dtype)
-    assert_same(*pairs, torch.float32)
+    dtype = torch.float32
+    assert_same(*pairs, dtype, beside_peer(parity, sampler, "diffusers", dtype))
 
 
 @DTYPES
 @pytest.mark.parametrize("rule", ["midpoint", "heun"])
-def test_sde_dpm_solver_plus_plus_of_diffusers(rule, dtype):
+def test_sde_dpm_solver_plus_plus_of_diffusers(rule, dtype, parity):
     scheduler = schedulers().DPMSolverMultistepScheduler(
         algorithm_type="sde-dpmsolver++", solver_type=rule
     )
     times, noise = Trailing().times(16, LinearBeta()), drawn(1, dtype)
     pairs = beside(scheduler, DPMPP2MSDE(rule=rule), LinearBeta(), times, dtype, noise)
-    assert_same(*pairs, torch.float32)
+    dtype = torch.float32
+    assert_same(*pairs, dtype, beside_peer(parity, DPMPP2MSDE(), "diffusers", dtype))
 
 
-def test_sde_dpm_solver_plus_plus_of_diffusers_at_order_3_errs_by_a_sign():
+def test_sde_dpm_solver_plus_plus_of_diffusers_at_order_3_errs_by_a_sign(parity):
     """It adds -1/2 d2 for +1/2 d2, so its third step is off by d2 whole, however short the steps."""
     scheduler = schedulers().DPMSolverMultistepScheduler(
         algorithm_type="sde-dpmsolver++", solver_type="heun", solver_order=3
@@ -434,7 +457,9 @@ def test_sde_dpm_solver_plus_plus_of_diffusers_at_order_3_errs_by_a_sign():
         drawn(1, torch.float64),
     )
     ours, theirs = beside(scheduler, HalfAParabola(), schedule, times, torch.float64, noise)
-    assert_same(ours[:2], theirs[:2], torch.float32)
+    dtype = torch.float32
+    error_of = beside_peer(parity, HalfAParabola(), "diffusers, before its wrong third step", dtype)
+    assert_same(ours[:2], theirs[:2], dtype, error_of)
 
     log_r = ratios_of(schedule, times).log()
     alpha, _ = schedule.alpha_sigma(times)
@@ -455,7 +480,7 @@ def give_float64_table(scheduler, schedule):
 
 
 @DTYPES
-def test_pndm_of_diffusers(dtype):
+def test_pndm_of_diffusers(dtype, parity):
     """Twelve predictions for the first three steps; the x after the fourth of each is compared."""
     schedule, times = LinearBeta(), Leading().times(20, LinearBeta())
     scheduler = schedulers().PNDMScheduler(skip_prk_steps=False, set_alpha_to_one=True)
@@ -468,11 +493,12 @@ def test_pndm_of_diffusers(dtype):
         if count > 12 or count % 4 == 0:
             alpha = float(schedule.alpha_sigma(times[len(theirs) + 1])[0])
             theirs.append(x / alpha)
-    assert_same(walk(PNDM(), schedule, times, dtype), theirs, dtype)
+    error_of = beside_peer(parity, PNDM(), "diffusers", dtype)
+    assert_same(walk(PNDM(), schedule, times, dtype), theirs, dtype, error_of)
 
 
 @DTYPES
-def test_ipndm_of_diffusers(dtype):
+def test_ipndm_of_diffusers(dtype, parity):
     """Theirs reads v; its own tables are float32."""
     schedule = FirstOfTwo()
     scheduler = schedulers().IPNDMScheduler()
@@ -487,7 +513,8 @@ def test_ipndm_of_diffusers(dtype):
         v = (eps - float(sigmas[index]) * x) / float(alphas[index])
         x = scheduler.step(v, timestep, x).prev_sample
         theirs.append(x / float(alphas[index + 1]))
-    assert_same(walk(IPNDM(), schedule, times, dtype), theirs, dtype)
+    error_of = beside_peer(parity, IPNDM(), "diffusers", dtype)
+    assert_same(walk(IPNDM(), schedule, times, dtype), theirs, dtype, error_of)
 
 
 @pytest.mark.parametrize("steps", [20, 30])
@@ -536,12 +563,12 @@ def restart_formula(z, ratios, low, high, repeats, noise):
 
 
 @SCHEDULES
-def test_restart_of_the_paper(schedule):
+def test_restart_of_the_paper(schedule, parity):
     dtype, times = torch.float64, falling(schedule, 20)
     ratios = ratios_of(schedule, times).tolist()
     z = start_at(schedule, times, dtype) / float(schedule.alpha_sigma(times[0])[0])
     theirs = list(restart_formula(z, ratios, 0.3, 1.5, 3, drawn(1, dtype)))
     ours = walk(Restart(low=0.3, high=1.5, repeats=3), schedule, times, dtype)
-    assert_same(ours, theirs, dtype)
+    assert_same(ours, theirs, dtype, beside_peer(parity, Restart(), "the paper's formula", dtype))
     plain = walk(Heun(), schedule, times, dtype)
     assert float((ours[-1] - plain[-1]).abs().max()) > 0.01, "it restarted nowhere"

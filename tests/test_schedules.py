@@ -83,10 +83,11 @@ def formula(name: str, steps: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("steps", [2, 10, 1000])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=by_name)
-def test_formula_in_float64(schedule, steps):
+def test_formula_in_float64(schedule, steps, parity):
     schedule = type(schedule)(steps=steps)
     expected = formula(schedule.name, steps)
     alpha, sigma = schedule.alpha_sigma(torch.arange(1, steps + 1, dtype=torch.float64) / steps)
+    parity(schedule, "the paper's formula", "alpha^2, float64", alpha**2, expected)
     torch.testing.assert_close(alpha**2, expected, rtol=1e-9, atol=0)
     torch.testing.assert_close(sigma**2, 1 - expected, rtol=1e-9, atol=0)
 
@@ -113,10 +114,11 @@ def test_cosine_follows_its_function_until_the_cap():
     ],
     ids=["linear", "scaled_linear", "cosine", "sigmoid"],
 )
-def test_betas_of_diffusers(schedule, peer):
+def test_betas_of_diffusers(schedule, peer, parity):
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.DDPMScheduler(**peer)
     betas = torch.tensor(schedule.betas(), dtype=torch.float64)
+    parity(schedule, "diffusers", "betas, float32", betas.float(), scheduler.betas)
     torch.testing.assert_close(betas.float(), scheduler.betas, rtol=2e-6, atol=0)
 
 
@@ -154,18 +156,20 @@ def close(found, expected, rtol=1e-9):
     torch.testing.assert_close(found, expected, rtol=rtol, atol=0)
 
 
-def test_vp_is_equation_33():
+def test_vp_is_equation_33(parity):
     alpha, sigma = VP().alpha_sigma(T)
     log_alpha = -(T**2) * (20 - 0.1) / 4 - T * 0.1 / 2
+    parity(VP(), "the paper's formula", "alpha, float64", alpha, log_alpha.exp())
     close(alpha, log_alpha.exp())
     close(sigma, (1 - (2 * log_alpha).exp()).sqrt())
     assert VP().timestep(T[-1]) == 999
 
 
-def test_vp_is_the_noise_of_k_diffusion():
+def test_vp_is_the_noise_of_k_diffusion(parity):
     with float64():
         theirs = definition("sampling.py", "get_sigmas_vp")(50, 19.9, 0.1, 1e-3)
         alpha, sigma = VP().alpha_sigma(torch.linspace(1, 1e-3, 50))
+    parity(VP(), "k-diffusion", "sigma / alpha, float64", sigma / alpha, theirs[:-1])
     close(sigma / alpha, theirs[:-1])
 
 
@@ -181,10 +185,11 @@ def bar_of(schedule, t=0.5):
     return float(schedule.alpha_sigma(torch.tensor(t, dtype=torch.float64))[0]) ** 2
 
 
-def test_ve_is_the_grid_of_edm():
+def test_ve_is_the_grid_of_edm(parity):
     with float64():
         theirs = definition("sampling.py", "get_sigmas_karras")(1000, 0.002, 80.0, 7.0)
         alpha, sigma = VE().alpha_sigma(torch.arange(1000, 0, -1) / 1000)
+    parity(VE(), "k-diffusion", "sigma, float64", sigma, theirs[:-1])
     close(sigma, theirs[:-1])
     assert (alpha == 1).all()
 
@@ -197,17 +202,20 @@ def test_ve_falls_to_zero_below_its_first_entry():
     assert schedule.start_scale(1.0) == pytest.approx(math.hypot(1, 80))
 
 
-def test_rectified_flow():
+def test_rectified_flow(parity):
     alpha, sigma = RectifiedFlow().alpha_sigma(T)
+    parity(RectifiedFlow(), "the paper's formula", "alpha, float64", alpha, 1 - T)
     assert alpha.equal(1 - T)
     assert sigma.equal(T)
     assert RectifiedFlow().timestep(T).equal(1000 * T)
 
 
-def test_laplace_is_its_quantile_function():
+def test_laplace_is_its_quantile_function(parity):
     schedule, t = Laplace(mu=1.5, b=0.7), T[1:-1]
     alpha, sigma = schedule.alpha_sigma(t)
     log_snr = 1.5 - 0.7 * (0.5 - t).sign() * (1 - 2 * (t - 0.5).abs()).log()
+    snr = (alpha / sigma) ** 2
+    parity(schedule, "the paper's formula", "SNR, float64", snr, log_snr.exp())
     torch.testing.assert_close(2 * (alpha.log() - sigma.log()), log_snr, rtol=0, atol=1e-12)
     close(alpha**2 + sigma**2, torch.ones_like(t), rtol=1e-14)
     median = schedule.snr(torch.tensor(0.5, dtype=torch.float64))
@@ -259,16 +267,18 @@ def test_shift_keeps_the_family():
         close(found, torch.ones_like(T), rtol=1e-14)
 
 
-def test_shift_on_a_flow_is_that_of_stable_diffusion_3():
+def test_shift_on_a_flow_is_that_of_stable_diffusion_3(parity):
     schedule = Shifted(schedule=RectifiedFlow(), shift=3.0)
     close(schedule.alpha_sigma(T)[1], 3 * T / (1 + 2 * T))
     peer = pytest.importorskip("diffusers").FlowMatchEulerDiscreteScheduler(shift=3.0)
     entries = torch.arange(1000, 0, -1, dtype=torch.float64) / 1000
+    sigmas = schedule.alpha_sigma(entries)[1].float()
+    parity(schedule, "diffusers", "sigmas of a flow, float32", sigmas, peer.sigmas[: len(sigmas)])
     close(schedule.alpha_sigma(entries)[1].float(), peer.sigmas, rtol=1e-6)
     close(schedule.timestep(entries).float(), peer.timesteps, rtol=1e-6)
 
 
-def test_shift_on_the_cosine_is_that_of_simple_diffusion():
+def test_shift_on_the_cosine_is_that_of_simple_diffusion(parity):
     class Tangent(NoiseSchedule):
         name = "tangent"
 
@@ -278,6 +288,10 @@ def test_shift_on_the_cosine_is_that_of_simple_diffusion():
     t = T[1:-1]
     log_snr = -2 * (t * math.pi / 2).tan().log() + 2 * math.log(64 / 256)
     alpha, _ = Shifted(schedule=Tangent(), shift=256 / 64).alpha_sigma(t)
+    schedule = Shifted(schedule=Tangent(), shift=256 / 64)
+    parity(
+        schedule, "the paper's formula", "alpha^2 of a cosine, float64", alpha**2, log_snr.sigmoid()
+    )
     close(alpha**2, log_snr.sigmoid())
 
 
@@ -319,12 +333,16 @@ def test_zero_terminal_snr(schedule, digits):
     assert [float(value) for value in found.alpha_sigma(T[-1])] == [0, 1]
 
 
-def test_zero_terminal_snr_of_diffusers():
+def test_zero_terminal_snr_of_diffusers(parity):
     pytest.importorskip("diffusers")
     from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
     betas = torch.tensor(ScaledLinearBeta().betas(), dtype=torch.float64)
-    found = torch.tensor(ZeroTerminalSNR(schedule=ScaledLinearBeta()).betas()).double()
+    found = torch.tensor(ZeroTerminalSNR(schedule=ScaledLinearBeta()).betas(), dtype=torch.float64)
+    theirs = rescale_zero_terminal_snr(betas)
+    parity(
+        ZeroTerminalSNR(schedule=ScaledLinearBeta()), "diffusers", "betas, float64", found, theirs
+    )
     torch.testing.assert_close(found, rescale_zero_terminal_snr(betas), rtol=1e-7, atol=0)
 
 
@@ -364,10 +382,17 @@ def test_wrappers_from_options():
         ("b.txt", "0.1 0.2 0.4"),
     ],
 )
-def test_betas_of_a_file_are_recorded_as_numbers(tmp_path, file, text):
+def test_betas_of_a_file_are_recorded_as_numbers(tmp_path, file, text, parity):
     (tmp_path / file).write_text(text)
     schedule = Betas(file=str(tmp_path / file))
     assert schedule == Betas(values=(0.1, 0.2, 0.4))
+    parity(
+        schedule,
+        "the product in closed form",
+        "alpha_bar, float64",
+        schedule.alpha_bars,
+        (0.9, 0.72, 0.432),
+    )
     assert schedule.alpha_bars == pytest.approx((0.9, 0.72, 0.432), rel=1e-15)
     assert settings.plain(schedule) == {"use": "betas", "values": [0.1, 0.2, 0.4], "file": None}
 

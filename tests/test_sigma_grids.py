@@ -51,10 +51,11 @@ def test_karras_has_the_published_levels():
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_levels_of_k_diffusion(grid, peer, rho, schedule):
+def test_levels_of_k_diffusion(grid, peer, rho, schedule, parity):
     for steps in STEPS:
         with float64():
             theirs = definition("sampling.py", peer)(steps, 0.03, 70.0, *rho)
+        parity(grid, "k-diffusion", "sigma, float64", sigmas(grid, steps, schedule), theirs)
         torch.testing.assert_close(sigmas(grid, steps, schedule), theirs, rtol=1e-9, atol=1e-12)
 
 
@@ -63,7 +64,7 @@ def test_levels_of_k_diffusion(grid, peer, rho, schedule):
     [(Karras(), "use_karras_sigmas"), (Exponential(), "use_exponential_sigmas")],
     ids=["karras", "exponential"],
 )
-def test_levels_and_timesteps_of_diffusers(grid, option):
+def test_levels_and_timesteps_of_diffusers(grid, option, parity):
     diffusers = pytest.importorskip("diffusers")
     schedule = ScaledLinearBeta()
     peer = diffusers.EulerDiscreteScheduler(
@@ -73,6 +74,7 @@ def test_levels_and_timesteps_of_diffusers(grid, option):
     for steps in STEPS[1:]:
         peer.set_timesteps(steps)
         found = sigmas(grid, steps, schedule).float()
+        parity(grid, "diffusers", "sigma, float32, of its float32 table", found, peer.sigmas)
         # They take 1 - alpha_bar in float32, which errs by 1.3e-5 at the first entry.
         torch.testing.assert_close(found, peer.sigmas, rtol=2e-5, atol=0)
         timesteps = schedule.timestep(grid.times(steps, schedule)[:-1])
@@ -94,11 +96,12 @@ def test_ends_are_the_schedules_own_where_none_are_given():
         ("svd", "StableDiffusionVideoSigmas"),
     ],
 )
-def test_ten_aligned_steps_are_the_published_ones(model, peer):
+def test_ten_aligned_steps_are_the_published_ones(model, peer, parity):
     pytest.importorskip("diffusers")
     from diffusers.schedulers import AysSchedules
 
     found = sigmas(AlignYourSteps(model=model), 10, VE(sigma_max=700.0))
+    parity(AlignYourSteps(), "diffusers", "sigma, float64", found, AysSchedules[peer])
     assert found.tolist() == pytest.approx(AysSchedules[peer], rel=1e-9, abs=1e-12)
 
 
@@ -117,13 +120,15 @@ def test_aligned_timesteps_are_the_published_ones():
 
 
 @pytest.mark.parametrize("steps", [1, 3, 20, 33])
-def test_other_numbers_of_aligned_steps_interpolate_the_logarithm(steps):
+def test_other_numbers_of_aligned_steps_interpolate_the_logarithm(steps, parity):
     numpy = pytest.importorskip("numpy")
     levels = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029]
     # The authors' loglinear_interp, and 0 in the place of the last level.
     places, wanted = numpy.linspace(0, 1, 11), numpy.linspace(0, 1, steps + 1)
     theirs = numpy.exp(numpy.interp(wanted, places, numpy.log(levels[::-1])))[::-1]
     found = sigmas(AlignYourSteps(), steps, VE())
+    expected = [*theirs[:-1], 0]
+    parity(AlignYourSteps(), "the authors' interpolation", "sigma, float64", found, expected)
     assert found.tolist() == pytest.approx([*theirs[:-1], 0], rel=1e-9)
 
 

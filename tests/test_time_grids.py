@@ -9,11 +9,12 @@ from sfumato_schedules import BetaGrid, LinearBeta, LinearQuadratic, RectifiedFl
 
 @pytest.mark.parametrize(("a", "b"), [(0.6, 0.6), (1.0, 1.0), (0.5, 2.0)])
 @pytest.mark.parametrize("steps", [1, 2, 10, 50, 333])
-def test_beta_is_the_quantile_function_over_the_indices(a, b, steps):
+def test_beta_is_the_quantile_function_over_the_indices(a, b, steps, parity):
     stats = pytest.importorskip("scipy.stats")
     shares = [k / steps for k in range(steps, 0, -1)]
     theirs = 999 * stats.beta.ppf(shares, a, b)  # ComfyUI rounds these
     found = BetaGrid(a=a, b=b).times(steps, LinearBeta())
+    parity(BetaGrid(), "scipy", "indices, float64", found[:-1] * 1000 - 1, theirs)
     assert (found[:-1] * 1000 - 1).tolist() == pytest.approx(theirs.tolist(), rel=1e-9, abs=1e-9)
     assert found[-1] == 0
 
@@ -30,10 +31,11 @@ def test_diffusers_spaces_noise_levels_where_the_paper_spaces_times():
 
 @pytest.mark.parametrize("threshold", [0.025, 0.3, 0.49])
 @pytest.mark.parametrize("steps", [2, 3, 7, 25, 64])
-def test_linear_quadratic_is_that_of_mochi(steps, threshold):
+def test_linear_quadratic_is_that_of_mochi(steps, threshold, parity):
     mochi = pytest.importorskip("diffusers.pipelines.mochi.pipeline_mochi")
     theirs = mochi.linear_quadratic_schedule(steps, threshold)
     found = LinearQuadratic(threshold=threshold).times(steps, RectifiedFlow())
+    parity(LinearQuadratic(), "diffusers", "times, float64", found, [*theirs, 0.0])
     assert found.tolist() == pytest.approx([*theirs, 0.0], rel=1e-9)
 
 
@@ -48,9 +50,12 @@ def test_the_linear_half_is_that_of_many_more_steps():
     assert (times.diff()[25:].diff() < 0).all()
 
 
-def test_given_times():
+def test_given_times(parity):
     grid = create("time_grid", "times", values=[1, 0.55, 0.1])
     assert grid == Times(values=(1.0, 0.55, 0.1))
+    parity(
+        grid, "the list itself", "times, float64", grid.times(3, LinearBeta()), [1, 0.55, 0.1, 0]
+    )
     assert grid.times(3, LinearBeta()).tolist() == [1, 0.55, 0.1, 0]
 
 

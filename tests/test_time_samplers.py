@@ -41,9 +41,10 @@ def test_uniform_draws_every_entry_of_a_table_alike():
     assert counts.tolist() == [2**12] * 10
 
 
-def test_uniform_ends_of_the_range():
+def test_uniform_ends_of_the_range(parity):
     u = torch.tensor([2.0**-32, 1e-3, 1e-3 + 2**-32, 1.0], dtype=torch.float64)
     assert draw(Uniform(), u, LinearBeta()).tolist() == [0.001, 0.001, 0.002, 1.0]
+    parity(Uniform(), "u itself", "quantiles, float64", draw(Uniform(), u), u)
     assert draw(Uniform(), u).equal(u)
 
 
@@ -65,11 +66,25 @@ def test_logit_normal_has_the_distribution_of_equation_19():
     assert found == pytest.approx(expected, abs=1e-4)
 
 
+def test_normal_draws_are_the_quantiles_of_scipy(parity):
+    special = pytest.importorskip("scipy.special")
+    z = torch.from_numpy(special.ndtri(U[:-1].numpy())).sort().values
+    times = draw(LogitNormal(mean=-0.3, deviation=1.4), U[:-1]).sort().values
+    theirs = (-0.3 + 1.4 * z).sigmoid()
+    assert parity(LogitNormal(), "scipy", "quantiles, float64", times, theirs) < 1e-9
+    alpha, sigma = VE().alpha_sigma(draw(LogNormal(), U[:-1], VE()))
+    ratio, inside = (sigma / alpha).sort().values, slice(100, -100)  # beyond, VE has no levels
+    theirs = (-1.2 + 1.2 * z).exp()
+    error = parity(LogNormal(), "scipy", "sigma / alpha, float64", ratio[inside], theirs[inside])
+    assert error < 1e-9
+
+
 @pytest.mark.parametrize("scale", [-1.0, 0.0, 1.29, 2 / (math.pi - 2)])
-def test_mode_is_equation_20(scale):
+def test_mode_is_equation_20(scale, parity):
     v = 1 - U
     expected = 1 - v - scale * ((math.pi * v / 2).cos() ** 2 - 1 + v)
     found = draw(Mode(scale=scale), U)
+    parity(Mode(), "the paper's formula", "quantiles, float64", found, expected)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     assert (found.diff() > 0).all()
 
@@ -86,10 +101,11 @@ def test_lognormal_is_normal_in_log_sigma_on_any_schedule(schedule):
 
 @pytest.mark.parametrize("a", [0.1, 0.6, 1.0, 1.5, 7.0, 20.0])
 @pytest.mark.parametrize("b", [0.1, 0.6, 1.0, 1.5, 7.0, 20.0])
-def test_beta_distribution_and_quantiles_of_scipy(a, b):
+def test_beta_distribution_and_quantiles_of_scipy(a, b, parity):
     special = pytest.importorskip("scipy.special")
     p = torch.cat([torch.tensor([2.0**-32, 1 - 2.0**-32, 0.0, 1.0]).double(), U[::61]])
     theirs = torch.from_numpy(special.betaincinv(a, b, p.numpy()))
+    parity(BetaTimes(), "scipy", "quantiles, float64", quantile(p, a, b), theirs)
     torch.testing.assert_close(quantile(p, a, b), theirs, rtol=1e-8, atol=0)
     x = U[::61]
     theirs = torch.from_numpy(special.betainc(a, b, x.numpy()))
@@ -112,9 +128,12 @@ def test_a_table_gets_the_mass_below_each_entry(density):
 
 
 @pytest.mark.parametrize("rows", [1, 5, 64])
-def test_stratified_draws_one_time_from_each_interval(rows):
+def test_stratified_draws_one_time_from_each_interval(rows, parity):
     for seed in range(5):
         times = draw(Stratified(), random(rows, seed))
+        u = random(rows, seed)
+        expected = (torch.arange(rows) + u) / rows
+        parity(Stratified(), "the formula", "times, float64", times.sort().values, expected)
         assert (times * rows).ceil().tolist() == list(range(1, rows + 1))
 
 
@@ -129,11 +148,19 @@ def test_low_discrepancy_is_the_van_der_corput_sequence(step):
     assert found.tolist() == pytest.approx(expected, abs=2**-32)
 
 
-def test_low_discrepancy_is_sobols_sequence():
+def test_low_discrepancy_is_sobols_sequence(parity):
     points = torch.quasirandom.SobolEngine(1).draw(64, dtype=torch.float64)[:, 0]
     found = draw(LowDiscrepancy(), torch.full((64,), 2.0**-32, dtype=torch.float64))
     # Sobol's points in the order of Gray's code: the same points in every block of 2^k.
     for block in (4, 16, 64):
+        ours, theirs = found[:block].sort().values, points[:block].sort().values
+        parity(
+            LowDiscrepancy(),
+            "torch's SobolEngine",
+            "times but the first, float64",
+            ours[1:],
+            theirs[1:],
+        )
         torch.testing.assert_close(found[:block].sort().values, points[:block].sort().values)
 
 

@@ -77,7 +77,7 @@ SDXL = {"attention": (False, True, True), "depth": (1, 2, 3), "linear_projection
 @pytest.mark.parametrize(
     "options", [SD1, SD2, SDXL, {"pooled": True}], ids=["sd1", "sd2", "sdxl", "pooled"]
 )
-def test_weights_of_diffusers_load_and_give_its_output(options):
+def test_weights_of_diffusers_load_and_give_its_output(options, parity):
     torch.manual_seed(0)
     unet = UNet(channels=(16, 32, 32), groups=8, **options)
     projection = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 10}
@@ -101,6 +101,7 @@ def test_weights_of_diffusers_load_and_give_its_output(options):
         ).sample
         output = ours(x, times(1, 341, 1000), words)
 
+    parity(unet, "diffusers", "output with its weights, float32", output, expected)
     assert (output - expected).norm() < 1e-5 * expected.norm()
 
 

@@ -46,6 +46,7 @@ class Plan:
         guidance: which predictions, and how they combine.
         steps: of the time grid.
         negatives: how many each prompt has.
+        strength: the share of the steps that are walked, in (0, 1]: the last ones.
     """
 
     settings: PipelineSettings
@@ -54,12 +55,24 @@ class Plan:
     guidance: Guidance
     steps: int
     negatives: int = 0
+    strength: float = 1.0
 
     @functools.cached_property
     def times(self) -> Tensor:
-        """The times that are visited, (steps + 1,) float64."""
+        """The times that are visited, float64: steps + 1 at strength 1."""
         settings = self.settings
-        return trajectory.times_of(settings.time_grid, self.steps, settings.noise_schedule)
+        times = trajectory.times_of(settings.time_grid, self.steps, settings.noise_schedule)
+        return trajectory.last(times, self.strength)
+
+    @property
+    def starts_blind(self) -> bool:
+        """Whether x at the first time holds nothing of x0: alpha / sigma is below the resolution of
+        float32, in which x is held.
+        """
+        import torch
+
+        alpha, sigma = self.settings.noise_schedule.alpha_sigma(self.times[0])
+        return float(alpha) <= torch.finfo(torch.float32).eps * float(sigma)
 
     @functools.cached_property
     def branches(self) -> frozenset[Branch]:
@@ -214,21 +227,24 @@ def check_overrides(before: Experiment, after: Experiment) -> None:
             raise ConfigError("has no effect on a run that is trained", place=name, remedy=remedy)
 
 
+def check_strength(plan: Plan) -> None:
+    """The strength is a share of the steps."""
+    if not 0 < plan.strength <= 1:
+        raise ConfigError(
+            f"expected a strength above 0 and at most 1, got {plan.strength:g}",
+            remedy="1 forgets the picture, 0.6 keeps its composition, 0.2 its shapes",
+        )
+
+
 def check_signal(plan: Plan) -> None:
-    """An epsilon prediction is not asked for x0 where x_t holds nothing of it.
-
-    That is where alpha / sigma is below the resolution of float32, in which x_t is held.
-    """
-    import torch
-
+    """An epsilon prediction is not asked for x0 where x_t holds nothing of it."""
     schedule, first = plan.settings.noise_schedule, plan.times[0]
-    alpha, sigma = schedule.alpha_sigma(first)
-    blind = float(alpha) <= torch.finfo(torch.float32).eps * float(sigma)
-    if blind and plan.settings.denoiser.prediction == "epsilon":
+    alpha = float(schedule.alpha_sigma(first)[0])
+    if plan.starts_blind and plan.settings.denoiser.prediction == "epsilon":
         raise ConfigError(
             f"{plan.steps} steps of the time_grid {plan.settings.time_grid.name!r} visit "
             f"t = {float(first):g}, where noise_schedule {schedule.name!r} leaves no signal "
-            f"(alpha is {float(alpha):g}) and epsilon says nothing about x0",
+            f"(alpha is {alpha:g}) and epsilon says nothing about x0",
             remedy="use a grid that starts later (--set time_grid=leading), or train another "
             "prediction (--set denoiser.prediction=v, or x0)",
         )
@@ -297,4 +313,11 @@ def check_branches(
 
 
 ASSEMBLY = (check_schedule, check_picture_size)
-SAMPLING = (check_signal, check_mapping, check_negatives, check_needs, check_null)
+SAMPLING = (
+    check_strength,
+    check_signal,
+    check_mapping,
+    check_negatives,
+    check_needs,
+    check_null,
+)

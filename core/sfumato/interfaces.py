@@ -344,7 +344,7 @@ class Sampler(Component):
         times: Tensor,
         noise: Callable[[], Tensor],
     ) -> Iterator[SampleStep]:
-        """Walks x down the times; local variables are its memory, so a multistep method reads like
+        """Walks x along the times; local variables are its memory, so a multistep method reads like
         its paper.
 
         Args:
@@ -352,7 +352,8 @@ class Sampler(Component):
                 two of them.
             schedule: alpha and sigma at any time.
             x: (B, C, H, W), the start, at times[0].
-            times: (steps + 1,) float64 on the CPU, falling.
+            times: (steps + 1,) float64 on the CPU, monotone: falling, or, for inversion,
+                rising, which only a sampler that claims an order is asked for.
             noise: a fresh unit Gaussian like x at each call.
 
         Yields:

@@ -1,15 +1,16 @@
-"""Tensors to pictures: grids, and PNG files that carry their settings."""
+"""Tensors to pictures and back: grids, PNG files that carry their settings, pictures to edit."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from sfumato.errors import ConfigError
+from sfumato.errors import ConfigError, cause
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,3 +54,49 @@ def save(image: Image.Image, path: Path, facts: Mapping[str, Any]) -> None:
         image.save(path, format="PNG", pnginfo=info)
     except OSError as error:
         raise ConfigError(f"cannot be written: {error.strerror}", place=str(path)) from error
+
+
+def read(path: Path, size: tuple[int, int]) -> Tensor:
+    """The picture of a PNG or JPEG file, (1, 3, height, width) float32 in [-1, 1].
+
+    Args:
+        path: of the file.
+        size: height and width. A file of these proportions is resized; nothing is cut or stretched.
+
+    Raises:
+        ConfigError: it is no such picture.
+    """
+    resized = _opened(path, size, Image.Resampling.LANCZOS).convert("RGB")
+    pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None]
+    return pixels.float() / 127.5 - 1
+
+
+def read_mask(path: Path, size: tuple[int, int]) -> Tensor:
+    """Where such a picture is brighter than middle gray, (1, 1, height, width) bool."""
+    resized = _opened(path, size, Image.Resampling.BOX).convert("L")
+    return torch.from_numpy(np.array(resized))[None, None] > 127
+
+
+def _opened(path: Path, size: tuple[int, int], resampling: Image.Resampling) -> Image.Image:
+    """Upright and of this size."""
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as file:
+            image = ImageOps.exif_transpose(file)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        known = isinstance(error, UnidentifiedImageError)
+        problem = "is not a PNG or JPEG picture" if known else f"cannot be read ({cause(error)})"
+        raise ConfigError(problem, place=str(path)) from error
+    if image.mode not in ("1", "L", "P", "RGB") or image.has_transparency_data:
+        raise ConfigError(
+            f"is of mode {image.mode}, or has transparent parts",
+            place=str(path),
+            remedy="save it as 8-bit RGB or gray, on the background that it should have",
+        )
+    height, width = size
+    if image.width * height != image.height * width:
+        raise ConfigError(
+            f"is {image.height} x {image.width}, and the pipeline draws {height} x {width}",
+            place=str(path),
+            remedy="cut it to these proportions: nothing is cut or stretched here",
+        )
+    return image.convert("RGB").resize((width, height), resampling)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import itertools
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from sfumato import checkpoint, compatibility, document, randomness
+from sfumato import checkpoint, compatibility, document, editing, randomness, trajectory
 from sfumato.engine import usable
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.experiment import Trained
 from sfumato.randomness import Draw
 from sfumato.records import SampleStep, Space, TextEmbedding
 from sfumato.registry import Registry
-from sfumato.request import Negative, Request
+from sfumato.request import Negative, Options, Request
 from sfumato.runs import Run
 from sfumato.sampling import GuidedDenoiser, Model, Texts, reverse
 from sfumato.settings import structure
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sfumato.experiment import PipelineSettings
-    from sfumato.interfaces import Guidance, NoiseSchedule
+    from sfumato.interfaces import Denoise, Guidance, NoiseSchedule
 
 MODULES = ("text_encoder", "denoiser", "autoencoder")
 SATURATED = 0.9
@@ -170,6 +170,7 @@ class Pipeline:
         steps: int | None = None,
         guidance: Guidance | None = None,
         negatives: int = 0,
+        strength: float = 1.0,
     ) -> compatibility.Plan:
         """What `sample` with these arguments will do, checked; nothing is computed for it.
 
@@ -177,6 +178,7 @@ class Pipeline:
             steps: as for `sample`.
             guidance: as for `sample`.
             negatives: how many each prompt has.
+            strength: as for `sample`.
 
         Raises:
             ConfigError: `sample` would refuse.
@@ -189,6 +191,7 @@ class Pipeline:
             guidance=guidance or self.settings.guidance,
             steps=self.settings.sampling.steps if steps is None else steps,
             negatives=negatives,
+            strength=strength,
         )
         compatibility.check_plan(plan)
         return plan
@@ -202,6 +205,9 @@ class Pipeline:
         seed: int | Sequence[int] = 0,
         guidance: Guidance | None = None,
         start: Tensor | None = None,
+        image: Tensor | None = None,
+        mask: Tensor | None = None,
+        strength: float | None = None,
         batch: int = 64,
     ) -> Tensor:
         """Pictures (B, 3, H, W) float32 in [-1, 1], on the CPU, one for each prompt.
@@ -214,66 +220,155 @@ class Pipeline:
                 example 0.
             guidance: in place of the pipeline's.
             start: x at the first time, (B, C, H, W), instead of drawn noise.
+            image: pictures (B, 3, H, W) in [-1, 1] to start from, noised.
+            mask: (B or 1, 1, H, W), at the size of pictures or of latents: 1 where `image` is
+                painted anew, 0 where the result is `image` to the bit. Beside it `start` may be
+                given too.
+            strength: the share, in (0, 1], of the steps that are walked, the last ones, from an
+                image or a start. 1 forgets the image; by default 0.6, but 1 beside a mask or a
+                start.
             batch: pictures drawn at once; changes no noise.
 
         Raises:
             ConfigError: the arguments do not fit each other or the pipeline.
         """
-        request = Request.of(prompts, negative, steps, seed, guidance, start)
+        request = Request.of(
+            prompts,
+            negative=negative,
+            steps=steps,
+            seed=seed,
+            guidance=guidance,
+            start=start,
+            image=image,
+            mask=mask,
+            strength=strength,
+        )
         pictures = []
         for part in request.batches(batch):
             for step in self._walk(part):
                 x = step.x
             with torch.no_grad():
                 pictures.append(self.autoencoder.decode(x).float().cpu())
-        return _clamped(torch.cat(pictures))
+        found = _clamped(torch.cat(pictures))
+        return found if image is None or mask is None else editing.pasted(found, image, mask)
 
     def sample_steps(
+        self, prompts: Sequence[str], **options: Unpack[Options]
+    ) -> Iterator[SampleStep]:
+        """The steps of `sample`, in latents and in one batch."""
+        return self._walk(Request.of(prompts, **options))
+
+    def invert(
         self,
+        image: Tensor,
         prompts: Sequence[str],
         *,
         negative: Negative = None,
         steps: int | None = None,
-        seed: int | Sequence[int] = 0,
         guidance: Guidance | None = None,
-        start: Tensor | None = None,
-    ) -> Iterator[SampleStep]:
-        """The steps of `sample`, in latents and in one batch."""
-        return self._walk(Request.of(prompts, negative, steps, seed, guidance, start))
+        strength: float = 1.0,
+        batch: int = 64,
+    ) -> Tensor:
+        """The `start` from which `sample`, with the same arguments, comes back to the pictures.
+
+        Args:
+            image: (B, 3, H, W) in [-1, 1].
+            prompts: what each shows.
+            negative: as for `sample`.
+            steps: as for `sample`; the more, the nearer it comes back.
+            guidance: as for `sample`; a scale of 1 comes back nearest.
+            strength: the share of the steps that are walked.
+            batch: pictures inverted at once.
+
+        Returns:
+            X at the first time, (B, C, H, W) float32 on the CPU.
+
+        Raises:
+            ConfigError: the sampler draws noise, or the arguments do not fit.
+        """
+        request = Request.of(
+            prompts,
+            negative=negative,
+            steps=steps,
+            guidance=guidance,
+            image=image,
+            strength=strength,
+        )
+        return torch.cat([self._climb(part).cpu() for part in request.batches(batch)])
 
     @torch.no_grad()
-    def _walk(self, request: Request) -> Iterator[SampleStep]:
+    def _climb(self, request: Request) -> Tensor:
+        plan, schedule = self._planned(request), self.settings.noise_schedule
+        editing.check_inversion(plan)
+        times = trajectory.rising(plan.times, schedule)
+        assert request.image is not None
+        x = self._latents(request.image) * editing.shrinking(plan, times)
+        denoise = self._denoise(request, plan, times)
+        for step in reverse(self.settings.sampler, denoise, schedule, x, times, editing.no_noise):
+            x = step.x
+        return x
+
+    def _planned(self, request: Request) -> compatibility.Plan:
         if self.trained is not None and "denoiser" not in self.trained:
             raise ConfigError(
                 "the denoiser of this run was never trained",
                 remedy="finish the run before drawing from it",
             )
         plan = self.plan(
-            steps=request.steps, guidance=request.guidance, negatives=len(request.negatives)
+            steps=request.steps,
+            guidance=request.guidance,
+            negatives=len(request.negatives),
+            strength=request.strength,
         )
         if plan.mapping is not None:
-            warnings.warn(plan.mapping, stacklevel=4)  # past no_grad, to the caller of `sample`
-        schedule, shape = self.settings.noise_schedule, self.latent_shape
-        examples = request.examples.to(self.device)
-        null = self.text_encoder.null(len(examples))
+            warnings.warn(plan.mapping, stacklevel=5)  # past no_grad, to the caller of `sample`
+        return plan
+
+    def _denoise(self, request: Request, plan: compatibility.Plan, times: Tensor) -> GuidedDenoiser:
+        null = self.text_encoder.null(len(request.prompts))
         texts = Texts(
             prompt=self.encode(request.prompts),
             null=null,
             negatives=[self._encode_or_null(texts, null) for texts in request.negatives],
         )
+        main = Model(module=self.denoiser, settings=self.settings.denoiser, schedule=self.schedule)
+        schedule = self.settings.noise_schedule
+        return GuidedDenoiser({"main": main}, plan.guidance, schedule, texts, times)
+
+    def _latents(self, image: Tensor) -> Tensor:
+        checked = editing.checked_image(image, self.settings.data.picture_size)
+        return self.autoencoder.encode(checked.to(self.device)).float()
+
+    def _painted(self, mask: Tensor) -> Tensor:
+        size, factor = self.settings.data.picture_size, self.settings.autoencoder.factor
+        return editing.latents_painted(mask.to(self.device), size, factor)
+
+    @torch.no_grad()
+    def _walk(self, request: Request) -> Iterator[SampleStep]:
+        plan, schedule = self._planned(request), self.settings.noise_schedule
+        examples = request.examples.to(self.device)
+        x0 = None if request.image is None else self._latents(request.image)
+        painted = None if request.mask is None else self._painted(request.mask)
 
         def draw(index: int) -> Tensor:
             here = Draw(seed=request.seed, stream="sample", examples=examples, index=index)
-            return here.normal("noise", shape)
+            return here.normal("noise", self.latent_shape)
 
         if request.start is None:
-            x = draw(0) * schedule.start_scale(float(plan.times[0]))
+            x = editing.noised_start(draw(0), plan, x0, painted)
         else:
-            x = _checked_start(request.start, (len(examples), *shape)).to(self.device).float()
-        main = Model(module=self.denoiser, settings=self.settings.denoiser, schedule=self.schedule)
-        denoise = GuidedDenoiser({"main": main}, plan.guidance, schedule, texts, plan.times)
+            x = (
+                _checked_start(request.start, (len(examples), *self.latent_shape))
+                .to(self.device)
+                .float()
+            )
+        denoise: Denoise = self._denoise(request, plan, plan.times)
+        if x0 is not None and painted is not None:
+            denoise = editing.keeping(denoise, schedule, x0, painted)
         calls = itertools.count(1)
-        for step in reverse(self.settings.sampler, denoise, x, lambda: draw(next(calls))):
+        for step in reverse(
+            self.settings.sampler, denoise, schedule, x, plan.times, lambda: draw(next(calls))
+        ):
             self.watchers.notify("sfumato_on_sample_step", step=step)
             yield step
 

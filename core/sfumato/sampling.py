@@ -23,7 +23,7 @@ from sfumato.prediction import solve
 from sfumato.records import Branch, Guided, Prediction, SampleStep, TextEmbedding
 
 if TYPE_CHECKING:
-    from sfumato.interfaces import Guidance, Sampler
+    from sfumato.interfaces import Denoise, Guidance, Sampler
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -114,25 +114,29 @@ class GuidedDenoiser:
 
 def reverse(
     sampler: Sampler,
-    denoise: GuidedDenoiser,
+    denoise: Denoise,
+    schedule: NoiseSchedule,
     start: Tensor,
+    times: Tensor,
     noise: Callable[[], Tensor],
 ) -> Iterator[SampleStep]:
-    """Runs a sampler along the times of `denoise`, and holds it to its contract.
+    """Runs a sampler along `times`, and holds it to its contract.
 
     Args:
         sampler: walks.
         denoise: the model with its guidance.
+        schedule: of the trajectory.
         start: (B, C, H, W), x at the first time.
+        times: (steps + 1,) float64 on the CPU, falling or, for inversion, rising.
         noise: a fresh unit Gaussian like start at each call.
 
     Raises:
         PluginError: the sampler yields another number of steps than the grid has, or values that
             are not finite.
     """
-    steps = len(denoise.times) - 1
+    steps = len(times) - 1
     finite: list[Tensor] = []
-    for step in sampler.run(denoise, denoise.schedule, start, denoise.times, noise):
+    for step in sampler.run(denoise, schedule, start, times, noise):
         finite.append(step.x.isfinite().all())
         if len(finite) > steps:
             problem = f"expected {steps} steps, got more"
@@ -146,7 +150,7 @@ def reverse(
     if len(wrong):
         first = int(wrong[0])
         raise PluginError(
-            f"step {first + 1} of {steps} (t = {float(denoise.times[first + 1]):.4f}) gave values "
+            f"step {first + 1} of {steps} (t = {float(times[first + 1]):.4f}) gave values "
             "that are not finite",
             place=f"sampler {sampler.name}",
             remedy="a smaller guidance scale or more steps may help",

@@ -13,6 +13,7 @@ alpha_B, and it is defined where alpha is 0 too (Kingma et al., "Variational Dif
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from sfumato.errors import PluginError
@@ -42,16 +43,40 @@ def times_of(grid: TimeGrid, steps: int, schedule: NoiseSchedule) -> Tensor:
     return times
 
 
+def last(times: Tensor, strength: float) -> Tensor:
+    """The end of a walk along `times`: the share `strength` of its steps, at least one.
+
+    Of n steps floor(strength n) are walked, as in diffusers' `get_timesteps`, which computes the
+    product in floats (0.29 of 100 steps are 28 there) and may be left with none.
+    """
+    steps = len(times) - 1
+    walked = max(1, math.floor(strength * steps + 1e-9))
+    return times[steps - walked :]
+
+
+def rising(times: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """The way back up: `times` reversed, beginning above 0.
+
+    At 0 a picture holds no noise to be told. The first time is 1/T in its place, T = 1000 where
+    there is no table, or half of the next time where that is no lower.
+    """
+    found = times.flip(0)
+    if found[0] == 0:
+        found[0] = min(1 / (schedule.points or 1000), float(found[1]) / 2)
+    return found
+
+
 def guidance_step(
     t: Tensor, times: Tensor, schedule: NoiseSchedule, negatives: int
 ) -> GuidanceStep:
-    """Where the reverse process along `times` stands at t, (), both float64 on the CPU."""
+    """Where a walk along `times`, falling or rising, stands at t, (); float64 on the CPU."""
     alpha, sigma = schedule.alpha_sigma(t)
+    behind = times > t if times[0] > times[-1] else times < t
     return GuidanceStep(
         t=float(t),
         alpha=float(alpha),
         sigma=float(sigma),
-        index=int((times > t).sum()),
+        index=int(behind.sum()),
         steps=len(times) - 1,
         negatives=negatives,
     )

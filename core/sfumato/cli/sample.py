@@ -23,6 +23,18 @@ def command(
     steps: Annotated[int | None, typer.Option(min=1, help="By default the run's.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
     count: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 4,
+    image: Annotated[
+        Path | None, typer.Option(help="A PNG or JPEG to start from, in the pictures' proportions.")
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the steps that draw IMAGE anew; by default 0.6, or 1 with a mask."
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="White where IMAGE is painted anew, black where kept.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The PNG; by default in RUN/samples.")] = None,
     device: Annotated[str | None, typer.Option(help="As torch names it.")] = None,
     locked: Annotated[
@@ -41,12 +53,21 @@ def command(
     registry = context.obj.registry()
     from sfumato import pictures, settings
     from sfumato.pipeline import Pipeline
+    from sfumato.request import usual_strength
 
     pipeline = Pipeline.load(run, overrides or [], registry, device)
     texts = [prompt for prompt in prompts for _ in range(count)]
+    size = pipeline.settings.data.picture_size
     images = pipeline.sample(
-        texts, negative=[negative] * len(texts) if negative else None, steps=steps, seed=seed
+        texts,
+        negative=[negative] * len(texts) if negative else None,
+        steps=steps,
+        seed=seed,
+        image=pictures.read(image, size).expand(len(texts), -1, -1, -1) if image else None,
+        mask=pictures.read_mask(mask, size) if mask else None,
+        strength=strength,
     )
+    walked = usual_strength(image, mask) if strength is None else strength
     slug = re.sub(r"\W+", "-", prompts[0].lower()).strip("-")[:60] or "picture"
     out = out or runs.free_path(run / "samples" / f"{slug}-{seed}.png")
     facts = {
@@ -55,8 +76,13 @@ def command(
         "count": count,
         "seed": seed,
         "steps": steps or pipeline.settings.sampling.steps,
+        "image": str(image) if image else None,
+        "mask": str(mask) if mask else None,
+        "strength": walked,
         "run": str(run),
-        "schedule_mapping": pipeline.plan(steps=steps, negatives=len(negative or [])).mapping,
+        "schedule_mapping": pipeline.plan(
+            steps=steps, negatives=len(negative or []), strength=walked
+        ).mapping,
         "settings": settings.plain(pipeline.settings, registry.catalogue),
     }
     pictures.save(pictures.grid(images, columns=count), out, facts)
