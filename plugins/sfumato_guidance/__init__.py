@@ -12,7 +12,13 @@ import attrs
 from attrs.validators import ge
 
 from sfumato import Branch, Component, GuidanceStep, hookimpl, option
+from sfumato_guidance.attention import (
+    PerturbedAttentionGuidance,
+    SkipLayerGuidance,
+    SmoothedEnergyGuidance,
+)
 from sfumato_guidance.linear import LinearGuidance
+from sfumato_guidance.weak import Autoguidance
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -91,4 +97,12 @@ class NegativePrompt(LinearGuidance):
 @hookimpl
 def sfumato_components() -> Iterable[type[Component]]:
     """The components of this plugin."""
-    return [NoGuidance, ClassifierFreeGuidance, NegativePrompt]
+    return [
+        NoGuidance,
+        ClassifierFreeGuidance,
+        NegativePrompt,
+        PerturbedAttentionGuidance,
+        SmoothedEnergyGuidance,
+        SkipLayerGuidance,
+        Autoguidance,
+    ]

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from sfumato import ConfigError, DenoiserModule, Space, TextEmbedding
 from sfumato_unet.blocks import DownBlock, MidBlock, UpBlock
-from sfumato_unet.transformer import KeysValues, Text, TransformerBlock, named, zeroed
+from sfumato_unet.transformer import Context, KeysValues, TransformerBlock, named, zeroed
+from sfumato_unet.variants import forms_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,11 +76,14 @@ class UNetModule(DenoiserModule):
 
         self.conv_norm_out = nn.GroupNorm(unet.groups, unet.channels[0])
         self.conv_out = zeroed(nn.Conv2d(unet.channels[0], space.channels, 3, padding=1))
-        for index, block in enumerate(self._transformer_blocks()):
+        for index, (_, block) in enumerate(self._transformer_blocks()):
             block.index = index
+        self.forms = forms_of(unet, self._transformer_blocks())
 
-    def _transformer_blocks(self) -> Iterator[TransformerBlock]:
-        return (module for module in self.modules() if isinstance(module, TransformerBlock))
+    def _transformer_blocks(self) -> Iterator[tuple[str, TransformerBlock]]:
+        for name, module in self.named_modules():
+            if isinstance(module, TransformerBlock):
+                yield name, module
 
     def _pooled(self, text: TextEmbedding) -> Tensor | None:
         return None if self.class_embedding is None else self.class_embedding(text.pooled)
@@ -88,7 +92,7 @@ class UNetModule(DenoiserModule):
         """The keys and values of every cross-attention, and the projected pooled vector."""
         blocks = self._transformer_blocks()
         return Condition(
-            keys_values=tuple(block.attn2.keys_values(text.tokens) for block in blocks),
+            keys_values=tuple(block.attn2.keys_values(text.tokens) for _, block in blocks),
             pooled=self._pooled(text),
         )
 
@@ -104,13 +108,14 @@ class UNetModule(DenoiserModule):
         Raises:
             ConfigError: there is no such variant.
         """
-        if variant is not None:
+        if variant not in self.forms:
             raise ConfigError(f"the unet has no variant {variant!r}", place="denoiser")
         if isinstance(condition, TextEmbedding):
-            text: Text = condition.tokens
+            context = Context(condition.tokens, self.forms[variant])
             pooled = self._pooled(condition)
         else:
-            text, pooled = condition.keys_values, condition.pooled
+            context = Context(condition.keys_values, self.forms[variant])
+            pooled = condition.pooled
         timestep = self.schedule.timestep(t)
         time = self.time_embedding(sinusoids(timestep, self.conv_in.out_channels).to(x_t.dtype))
         time = F.silu(time if pooled is None else time + pooled)
@@ -118,10 +123,10 @@ class UNetModule(DenoiserModule):
         x = self.conv_in(x_t.contiguous(memory_format=torch.channels_last))
         kept = [x]
         for down in self.down_blocks:
-            kept += down(kept[-1], time, text)
-        x = self.mid_block(kept[-1], time, text)
+            kept += down(kept[-1], time, context)
+        x = self.mid_block(kept[-1], time, context)
         for up in self.up_blocks:
-            x = up(x, [kept.pop() for _ in range(self.layers + 1)], time, text)
+            x = up(x, [kept.pop() for _ in range(self.layers + 1)], time, context)
         return self.conv_out(F.silu(self.conv_norm_out(x)))  # type: ignore[no-any-return]
 
 
