@@ -178,7 +178,7 @@ REMEDY_NULL = "use --set guidance=none, or train with text_dropout, such as 0.1"
         (["guidance={use: asking, model: weak}"], "the guidance 'asking' needs a 'weak' model; "
          "name a checkpoint with --set sampling.weak=RUN, or RUN@STEP"),
         (["guidance={use: asking, variant: skip}"], "the guidance 'asking' needs a denoiser with "
-         "variant 'skip'; the denoiser 'unet' offers: pag, seg, slg"),
+         "variant 'skip'; the denoiser 'unet' offers: nag, pag, seg, slg"),
         (["guidance={use: asking, text: negative}"], "guidance asking: expected an index below 0, "
          "the number of negatives, got 0"),
         (["stages.denoiser.text_dropout=0"], "the guidance 'cfg' asks for the null condition, which "

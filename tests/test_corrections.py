@@ -1,5 +1,6 @@
 """Guidance away from perturbed networks and weaker models: formulas, costs, peers."""
 
+import attrs
 import pytest
 import torch
 from diffusers import (
@@ -11,10 +12,11 @@ from diffusers import PerturbedAttentionGuidance as PeerPAG
 from diffusers import SkipLayerGuidance as PeerSLG
 from diffusers import SmoothedEnergyGuidance as PeerSEG
 
-from sfumato import Branch, GuidanceStep, Guided, solve
+from sfumato import Against, Branch, GuidanceStep, Guided, solve
 from sfumato.testing import conformance
 from sfumato_guidance import ClassifierFreeGuidance
 from sfumato_guidance.attention import (
+    NormalizedAttentionGuidance,
     PerturbedAttentionGuidance,
     SkipLayerGuidance,
     SmoothedEnergyGuidance,
@@ -56,7 +58,7 @@ def same(guided, eps):
     torch.testing.assert_close(0.6 * guided.x0 + 0.8 * guided.eps, X_T, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("component", EVERY)
+@pytest.mark.parametrize("component", [*EVERY, NormalizedAttentionGuidance])
 def test_keeps_the_laws(component):
     conformance.check(component, draws=50)
 
@@ -80,6 +82,21 @@ def test_only_what_counts_is_asked_for(kind):
     assert set(kind(scale=1.0).branches(STEP)) == {PROMPT, perturbed(method)}
     assert set(kind(perturbed_scale=0.0).branches(STEP)) == {PROMPT, NULL}
     assert set(kind(scale=1.0, perturbed_scale=0.0).branches(STEP)) == {PROMPT}
+
+
+def test_nag_holds_the_prompt_against_each_negative_or_null():
+    nag, how = NormalizedAttentionGuidance(scale=2.0), {"scale": 5.0, "tau": 2.5, "alpha": 0.5}
+
+    def held(**other):
+        return Branch(text="prompt", variant="nag", against=Against(**other, **how))
+
+    negatives = [held(text="negative", index=index) for index in range(2)]
+    assert nag.pulls(STEP) == {held(text="null"): 2.0}
+    assert nag.pulls(attrs.evolve(STEP, negatives=2)) == dict.fromkeys(negatives, 1.0)
+    assert set(nag.branches(STEP)) == {held(text="null"), NULL}
+    assert set(attrs.evolve(nag, scale=1.0).branches(STEP)) == {held(text="null")}
+    for off in ({"alpha": 0.0}, {"attention_scale": 1.0}):
+        assert set(attrs.evolve(nag, **off).branches(STEP)) == {PROMPT, NULL}
 
 
 def test_autoguidance_needs_no_null_and_at_one_no_weak_model():

@@ -9,17 +9,17 @@ from diffusers import LayerSkipConfig, SmoothedEnergyGuidanceConfig
 from diffusers.hooks import apply_layer_skip
 from diffusers.hooks import smoothed_energy_guidance_utils as peer_seg
 
-from sfumato import ConfigError
+from sfumato import Against, ConfigError, Opposed
 from sfumato.compatibility import differences
 from sfumato_preconditioning import EDM
 from sfumato_unet import UNet
 from sfumato_unet.transformer import Context
-from sfumato_unet.variants import blurred, gaussian
+from sfumato_unet.variants import blurred, gaussian, held_against
 from test_unet import awake, noise, peer, space, text, times
 
 UNET = UNet(channels=(16, 32), attention=(False, True), depth=(2,), heads=(2,), groups=4)
 MIDDLE = "mid_block.attentions.0.transformer_blocks"
-VARIANTS = sorted(UNET.variants)
+VARIANTS = ["pag", "seg", "slg"]  # nag is told of another text
 X, T = noise(3, 16, 12), times(100, 400, 900)
 
 
@@ -150,6 +150,65 @@ def test_what_variants_do_may_change_after_training():
     other = attrs.evolve(changed, layers=2)
     assert list(differences(UNET, other)) == [("layers", 1, 2)]
     assert list(differences(EDM(denoiser=UNET), EDM(denoiser=other))) == [("denoiser.layers", 1, 2)]
+
+
+# One text against another.
+
+
+def heads(attention, value):
+    return value.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+
+
+def attended(attention, pixels, tokens):
+    keys, values = (heads(attention, layer(tokens)) for layer in (attention.to_k, attention.to_v))
+    found = softmax_map(heads(attention, attention.to_q(pixels)), keys) @ values
+    return found.transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("how", [
+    Against(scale=5.0, tau=2.5, alpha=0.5),
+    Against(scale=5.0, tau=1.0, alpha=1.0),
+    Against(scale=1.2, tau=9.0, alpha=0.25),
+], ids=["some are shortened", "all", "none"])  # fmt: skip
+def test_nag_in_a_block_is_the_formula_of_its_authors(module, how):
+    """In their order: extrapolate, scale down to tau by the ratio of L1 norms, blend."""
+    block = module.get_submodule(f"{MIDDLE}.1")
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(2, 12, 32, generator=generator, dtype=torch.float64)
+    own, other = (torch.randn(2, n, 12, generator=generator, dtype=torch.float64) for n in (5, 7))
+    with torch.no_grad():
+        pixels = block.norm1(x)
+        y = x + block.attn1.to_out(attended(block.attn1, pixels, pixels))
+        pixels = block.norm2(y)
+        positive, negative = (attended(block.attn2, pixels, tokens) for tokens in (own, other))
+        moved = positive * how.scale - negative * (how.scale - 1)
+        ratio = moved.norm(p=1, dim=-1, keepdim=True) / positive.norm(p=1, dim=-1, keepdim=True)
+        moved = moved * torch.minimum(ratio, torch.full_like(ratio, how.tau)) / ratio
+        y = y + block.attn2.to_out(moved * how.alpha + positive * (1 - how.alpha))
+        expected = y + block.ff(block.norm3(y))
+        heard = [block.attn2.keys_values(tokens) for tokens in (own, other)]
+        output = held_against(block, x, own, (4, 3), *heard, how)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+
+
+def test_nag_acts_in_every_block_and_per_example(module):
+    x, t, words = inputs()
+    other = text(3, seed=9, length=7).map(lambda value: value.double())
+    opposed = Opposed(text=words, against=other, how=Against(scale=5.0, tau=2.5, alpha=0.5))
+    together = said(module, "nag", (x, t, opposed))
+    condition = module.precompute(opposed, t)
+    assert set(condition.opposing) == set(range(len(condition.keys_values)))
+    assert said(module, "nag", (x, t, condition)).equal(together)
+    assert said(module, None, (x, t, condition)).equal(said(module))
+    one = slice(1, 2)
+    alone = attrs.evolve(
+        opposed,
+        text=words.map(lambda value: value[one]),
+        against=other.map(lambda value: value[one]),
+    )
+    torch.testing.assert_close(
+        said(module, "nag", (x[one], t[one], alone)), together[one], rtol=0, atol=1e-12
+    )
 
 
 # The blur.

@@ -5,6 +5,7 @@ import torch
 
 import sfumato
 from sfumato import ConfigError, Pipeline
+from sfumato.testing.modules import shake
 from sfumato.trajectory import matched
 from sfumato_guidance.weak import Autoguidance
 
@@ -172,6 +173,33 @@ def test_variants_are_asked_in_a_forward_pass_of_their_own(runs, name):
     assert (pictures - cfg).flatten(1).norm(dim=1).min() > 1e-4
     off = sfumato.create("guidance", name, perturbed_scale=0.0)
     torch.testing.assert_close(latents(pipeline, steps=2, guidance=off), cfg, rtol=1e-3, atol=1e-4)
+
+
+def test_nag_is_asked_with_both_texts(runs):
+    pipeline = Pipeline.load(runs / "main", [*QUIET, "guidance={use: nag, scale: 1}"])
+    shake(pipeline.denoiser)
+    asked = []
+    pipeline.denoiser.register_forward_pre_hook(
+        lambda _, inputs: asked.append((inputs[3], len(inputs[0])))
+    )
+    null, one, other, both = (
+        latents(pipeline, steps=2, negative=negative)
+        for negative in (
+            None,
+            "a red square",
+            "a blue circle",
+            [["a red square", "a blue circle"]] * 3,
+        )
+    )
+    assert asked == [("nag", 3)] * 6 + [("nag", 3)] * 4
+    assert (one - null).flatten(1).norm(dim=1).min() > 1e-4
+    assert (one - other).flatten(1).norm(dim=1).min() > 1e-4
+    assert not both.allclose(one)
+    *_, alone = pipeline.sample_steps(PROMPTS[:1], steps=2, negative="a red square")
+    torch.testing.assert_close(alone.x, one[:1], rtol=1e-3, atol=1e-4)
+    plain = latents(pipeline, steps=2, guidance=sfumato.create("guidance", "none"))
+    against_itself = latents(pipeline, steps=2, negative=PROMPTS)
+    torch.testing.assert_close(against_itself, plain, rtol=1e-3, atol=1e-4)
 
 
 def test_layers_and_blur_may_change_when_sampling(runs):

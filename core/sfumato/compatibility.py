@@ -292,7 +292,8 @@ def check_weak(plan: Plan) -> None:
 
 def check_null(plan: Plan) -> None:
     """The model knows the null condition, where guidance asks for it."""
-    if plan.text_dropout == 0 and any(branch.text == "null" for branch in plan.branches):
+    texts = (text.text for branch in plan.branches for text in branch.texts)
+    if plan.text_dropout == 0 and "null" in texts:
         raise ConfigError(
             f"the guidance {plan.guidance.name!r} asks for the null condition, which a model "
             "trained with text_dropout: 0 does not know",
@@ -322,9 +323,13 @@ def check_branches(
                 f"the guidance {guidance.name!r} needs a denoiser with variant {branch.variant!r}",
                 remedy=f"the denoiser {denoiser.name!r} offers: {known}",
             )
-        if branch.text == "negative" and branch.index >= negatives:
-            problem = f"expected an index below {negatives}, the number of negatives"
-            raise PluginError(f"{problem}, got {branch.index}", place=f"guidance {guidance.name}")
+        if branch.against is not None and branch.variant != "nag":
+            problem = f"expected variant 'nag' beside `against`, got {branch.variant!r}"
+            raise PluginError(problem, place=f"guidance {guidance.name}")
+        for text in branch.texts:
+            if text.text == "negative" and text.index >= negatives:
+                problem = f"expected an index below {negatives}, the number of negatives"
+                raise PluginError(f"{problem}, got {text.index}", place=f"guidance {guidance.name}")
 
 
 ASSEMBLY = (check_schedule, check_picture_size)

@@ -13,6 +13,7 @@ from attrs.validators import ge
 
 from sfumato import Branch, Component, GuidanceStep, hookimpl, option
 from sfumato_guidance.attention import (
+    NormalizedAttentionGuidance,
     PerturbedAttentionGuidance,
     SkipLayerGuidance,
     SmoothedEnergyGuidance,
@@ -104,5 +105,6 @@ def sfumato_components() -> Iterable[type[Component]]:
         PerturbedAttentionGuidance,
         SmoothedEnergyGuidance,
         SkipLayerGuidance,
+        NormalizedAttentionGuidance,
         Autoguidance,
     ]

@@ -6,6 +6,8 @@ eps_p' is the prediction for the prompt by a variant of the denoiser, which the 
 offer (see `Denoiser.variants`) and whose details are options of its own. It costs one branch more,
 in a forward pass of its own; at s = 1 there is no null branch, so it also guides a model that knows
 no null condition.
+
+`nag` works inside of attention instead, in place of the prompt's prediction.
 """
 
 from __future__ import annotations
@@ -13,10 +15,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import attrs
-from attrs.validators import ge
+from attrs.validators import ge, gt, le
 
-from sfumato import Branch, GuidanceStep, option
-from sfumato_guidance.corrections import Correction
+from sfumato import Against, Branch, GuidanceStep, option
+from sfumato_guidance.corrections import PROMPT, Correction
+from sfumato_guidance.linear import LinearGuidance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,3 +76,41 @@ class SkipLayerGuidance(AttentionGuidance):
 
     name = "slg"
     perturbed_scale: float = option(2.8, "r, away from the skipping network; 0 is off", ge(0.0))
+
+
+@attrs.frozen(kw_only=True)
+class NormalizedAttentionGuidance(LinearGuidance):
+    """eps_u + s (eps_p' - eps_u), ' with z moved away from the negative's in all cross-attention.
+
+    There, z+ of the prompt becomes alpha z + (1 - alpha) z+ with z = a z+ - (a - 1) z-, shortened
+    to at most tau times the L1 norm of z+ at each pixel. Without a negative, z- is that of null. Of
+    several, each gives a prediction, and their mean is taken.
+
+    References:
+        Normalized Attention Guidance: Universal Negative Guidance for Diffusion Models, 2025,
+        arXiv:2505.21179
+    """
+
+    name = "nag"
+    scale: float = option(4.0, "s of cfg; 1 is off, and needs no null branch", ge(0.0))
+    attention_scale: float = option(5.0, "a, away from the negative; 1 is off", ge(1.0))
+    tau: float = option(2.5, "the largest L1 norm of z, in those of z+", gt(0.0))
+    alpha: float = option(0.5, "share of z in what goes on; 0 is off", ge(0.0), le(1.0))
+
+    def pulls(self, step: GuidanceStep) -> Mapping[Branch, float]:
+        """The prompt held against each negative, s in all."""
+        if self.attention_scale == 1 or self.alpha == 0:
+            return {PROMPT: self.scale}
+        null = Against(scale=self.attention_scale, tau=self.tau, alpha=self.alpha)
+        negatives = [
+            attrs.evolve(null, text="negative", index=index) for index in range(step.negatives)
+        ]
+        return {
+            Branch(text="prompt", variant="nag", against=other): self.scale / max(step.negatives, 1)
+            for other in negatives or [null]
+        }
+
+    @property
+    def uses_negatives(self) -> bool:
+        """They are what it is for."""
+        return True

@@ -95,8 +95,10 @@ class UNet(Denoiser):
 
     @property
     def variants(self) -> frozenset[str]:
-        """Forms of the blocks in `perturbed`: identity attention, blurred queries, skipped."""
-        return frozenset({"pag", "seg", "slg"})
+        """Forms of the blocks in `perturbed` (identity attention, blurred queries, skipped), and of
+        all of them, which hold one text against another.
+        """
+        return frozenset({"nag", "pag", "seg", "slg"})
 
     def levels(self) -> tuple[Level, ...]:
         """The levels from the finest to the coarsest.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import attrs
@@ -10,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato import ConfigError, DenoiserModule, Space, TextEmbedding
+from sfumato import ConfigError, DenoiserModule, Opposed, Space, TextEmbedding
+from sfumato_unet import variants
 from sfumato_unet.blocks import DownBlock, MidBlock, UpBlock
-from sfumato_unet.transformer import Context, KeysValues, TransformerBlock, named, zeroed
-from sfumato_unet.variants import forms_of
+from sfumato_unet.transformer import Context, Form, KeysValues, TransformerBlock, named, zeroed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,10 +29,12 @@ class Condition:
     Attributes:
         keys_values: of every cross-attention, (B, heads, L, width / heads) each.
         pooled: (B, time width), or None where the pooled vector is not used.
+        opposing: for variant nag, what takes the place of each transformer block.
     """
 
     keys_values: tuple[KeysValues, ...]
     pooled: Tensor | None
+    opposing: Mapping[int, Form] = attrs.field(factory=dict)
 
 
 def sinusoids(timestep: Tensor, width: int) -> Tensor:
@@ -78,7 +81,7 @@ class UNetModule(DenoiserModule):
         self.conv_out = zeroed(nn.Conv2d(unet.channels[0], space.channels, 3, padding=1))
         for index, (_, block) in enumerate(self._transformer_blocks()):
             block.index = index
-        self.forms = forms_of(unet, self._transformer_blocks())
+        self.forms = variants.forms_of(unet, self._transformer_blocks())
 
     def _transformer_blocks(self) -> Iterator[tuple[str, TransformerBlock]]:
         for name, module in self.named_modules():
@@ -88,19 +91,19 @@ class UNetModule(DenoiserModule):
     def _pooled(self, text: TextEmbedding) -> Tensor | None:
         return None if self.class_embedding is None else self.class_embedding(text.pooled)
 
-    def precompute(self, text: TextEmbedding, times: Tensor) -> Condition:
+    def precompute(self, text: TextEmbedding | Opposed, times: Tensor) -> Condition:
         """The keys and values of every cross-attention, and the projected pooled vector."""
-        blocks = self._transformer_blocks()
-        return Condition(
-            keys_values=tuple(block.attn2.keys_values(text.tokens) for _, block in blocks),
-            pooled=self._pooled(text),
-        )
+        blocks = [block for _, block in self._transformer_blocks()]
+        own = text.text if isinstance(text, Opposed) else text
+        heard = tuple(block.attn2.keys_values(own.tokens) for block in blocks)
+        opposed = variants.opposing(blocks, heard, text) if isinstance(text, Opposed) else ()
+        return Condition(keys_values=heard, pooled=self._pooled(own), opposing=dict(opposed))
 
     def forward(
         self,
         x_t: Tensor,
         t: Tensor,
-        condition: TextEmbedding | Condition,
+        condition: TextEmbedding | Opposed | Condition,
         variant: str | None = None,
     ) -> Tensor:
         """See `DenoiserModule.forward`.
@@ -110,11 +113,14 @@ class UNetModule(DenoiserModule):
         """
         if variant not in self.forms:
             raise ConfigError(f"the unet has no variant {variant!r}", place="denoiser")
+        if isinstance(condition, Opposed):
+            condition = self.precompute(condition, t)
         if isinstance(condition, TextEmbedding):
             context = Context(condition.tokens, self.forms[variant])
             pooled = self._pooled(condition)
         else:
-            context = Context(condition.keys_values, self.forms[variant])
+            forms = condition.opposing if variant == "nag" else self.forms[variant]
+            context = Context(condition.keys_values, forms)
             pooled = condition.pooled
         timestep = self.schedule.timestep(t)
         time = self.time_embedding(sinusoids(timestep, self.conv_in.out_channels).to(x_t.dtype))

@@ -73,12 +73,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Tensor | KeysValues) -> Tensor:
         """Like x (B, N, width); the context is a tensor, or its `keys_values`."""
         keys_values = self.keys_values(context) if isinstance(context, Tensor) else context
-        return self.attend(self.to_q(x), keys_values)
+        return self.to_out(self.attend(self.to_q(x), keys_values))  # type: ignore[no-any-return]
 
     def attend(self, queries: Tensor, keys_values: KeysValues) -> Tensor:
-        """What queries (B, N, width), not yet split into heads, find: like them."""
+        """What queries (B, N, width), not yet split into heads, find in a context: like them."""
         attended = F.scaled_dot_product_attention(self._split(queries), *keys_values)
-        return self.to_out(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return attended.transpose(1, 2).flatten(2)
 
 
 class GEGLU(nn.Module):

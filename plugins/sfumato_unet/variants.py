@@ -5,9 +5,12 @@ weight, as they are. In `pag` the map of self-attention is the identity; in `seg
 blurred; in `slg` the whole block is skipped. What the perturbed network still gets right comes from
 elsewhere, so the difference to the plain one is what these blocks know of structure.
 
+`nag` is another thing: all blocks attend to two texts, and hold one against the other.
+
 References:
     Self-Rectifying Diffusion Sampling with Perturbed-Attention Guidance, 2024, arXiv:2403.17377
     Smoothed Energy Guidance, 2024, arXiv:2408.00760
+    Normalized Attention Guidance, 2025, arXiv:2505.21179
 """
 
 from __future__ import annotations
@@ -22,10 +25,11 @@ from torch import Tensor
 from sfumato import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
+    from sfumato import Against, Opposed
     from sfumato_unet import UNet
-    from sfumato_unet.transformer import Form, Size, Text, TransformerBlock
+    from sfumato_unet.transformer import Form, KeysValues, Size, Text, TransformerBlock
 
 
 def identity_map(block: TransformerBlock, x: Tensor, text: Text, size: Size) -> Tensor:
@@ -45,8 +49,34 @@ def blurred_queries(
     """SEG: queries are blurred over the picture with sigma pixels; None is their mean."""
     pixels = block.norm1(x)
     queries = blurred(block.attn1.to_q(pixels), size, sigma)
-    attended = block.attn1.attend(queries, block.attn1.keys_values(pixels))
-    return block.after_pixels(x + attended, text)
+    found = block.attn1.attend(queries, block.attn1.keys_values(pixels))
+    return block.after_pixels(x + block.attn1.to_out(found), text)
+
+
+def held_against(
+    block: TransformerBlock,
+    x: Tensor,
+    text: Text,
+    size: Size,
+    own: KeysValues,
+    other: KeysValues,
+    how: Against,
+) -> Tensor:
+    """NAG: what the pixels hear of their text is moved away from what they would of another."""
+    pixels = block.norm1(x)
+    x = x + block.attn1(pixels, pixels)
+    queries = block.attn2.to_q(block.norm2(x))
+    found, opposite = (block.attn2.attend(queries, one) for one in (own, other))
+    x = x + block.attn2.to_out(normalized(found, opposite, how))
+    return x + block.ff(block.norm3(x))  # type: ignore[no-any-return]
+
+
+def normalized(found: Tensor, opposite: Tensor, how: Against) -> Tensor:
+    """Like z+ and z- (B, N, width), of which it makes what `Against` says."""
+    moved = how.scale * found - (how.scale - 1) * opposite
+    norm, most = (z.abs().sum(-1, keepdim=True) for z in (moved, how.tau * found))
+    moved = moved * (most / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1)
+    return torch.lerp(found, moved, how.alpha)
 
 
 def blurred(tokens: Tensor, size: Size, sigma: float | None) -> Tensor:
@@ -73,10 +103,28 @@ def gaussian(length: int, sigma: float) -> Tensor:
     return matrix.scatter_add_(1, places, (weights / weights.sum()).expand_as(places).contiguous())
 
 
+def opposing(
+    blocks: Iterable[TransformerBlock], heard: Iterable[KeysValues], condition: Opposed
+) -> Iterator[tuple[int, Form]]:
+    """What takes the place of each block, by `index`, to hold texts against each other.
+
+    Args:
+        blocks: all of the network.
+        heard: what each of them has made of the own text.
+        condition: both texts, and how.
+    """
+    for block, own in zip(blocks, heard, strict=True):
+        other = block.attn2.keys_values(condition.against.tokens)
+        form = functools.partial(held_against, own=own, other=other, how=condition.how)
+        yield block.index, form
+
+
 def forms_of(
     unet: UNet, blocks: Iterable[tuple[str, TransformerBlock]]
 ) -> Mapping[str | None, Mapping[int, Form]]:
     """For each variant, and None, what takes the place of which transformer blocks, by `index`.
+
+    Not so for nag, whose forms depend on the text: see `opposing`.
 
     Args:
         unet: says which blocks are perturbed.
@@ -101,4 +149,5 @@ def forms_of(
         "seg": functools.partial(blurred_queries, sigma=unet.blur),
         "slg": skipped,
     }
-    return {None: {}} | {name: dict.fromkeys(chosen, form) for name, form in forms.items()}
+    changed = {name: dict.fromkeys(chosen, form) for name, form in forms.items()}
+    return {None: {}, "nag": {}} | changed
