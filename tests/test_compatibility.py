@@ -176,9 +176,9 @@ REMEDY_NULL = "use --set guidance=none, or train with text_dropout, such as 0.1"
          "about x0; use a grid that starts later (--set time_grid=leading), or train another "
          "prediction (--set denoiser.prediction=v, or x0)"),
         (["guidance={use: asking, model: weak}"], "the guidance 'asking' needs a 'weak' model; "
-         "the pipeline has: main"),
+         "name a checkpoint with --set sampling.weak=RUN, or RUN@STEP"),
         (["guidance={use: asking, variant: skip}"], "the guidance 'asking' needs a denoiser with "
-         "variant 'skip'; the denoiser 'unet' offers: none"),
+         "variant 'skip'; the denoiser 'unet' offers: nag, pag, seg, slg"),
         (["guidance={use: asking, text: negative}"], "guidance asking: expected an index below 0, "
          "the number of negatives, got 0"),
         (["stages.denoiser.text_dropout=0"], "the guidance 'cfg' asks for the null condition, which "
@@ -301,7 +301,7 @@ def test_a_sampler_that_asks_between_the_times_is_checked_there(small_run):
     pipeline = Pipeline.load(small_run)
     pipeline.settings = attrs.evolve(pipeline.settings, sampler=Halving(clip_x0=1.0))
     assert message(pipeline.sample, ["a"], steps=1, guidance=Midway()) == (
-        "the guidance 'midway' needs a 'weak' model; the pipeline has: main"
+        "the guidance 'midway' needs a 'weak' model; name a checkpoint with --set sampling.weak=RUN, or RUN@STEP"
     )
 
 

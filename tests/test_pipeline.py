@@ -304,7 +304,7 @@ class Perturbing(Exploding):
         ({"sampler": Short()}, "sampler short: expected 2 steps, got 1"),
         ({"guidance": Exploding()}, "sampler ddim: step 1 of 2 (t = 0.5000) gave values that are not finite; "
          "a smaller guidance scale or more steps may help"),
-        ({"guidance": Perturbing()}, "the guidance 'perturbing' needs a denoiser with variant 'skip'; the denoiser 'unet' offers: none"),
+        ({"guidance": Perturbing()}, "the guidance 'perturbing' needs a denoiser with variant 'skip'; the denoiser 'unet' offers: nag, pag, seg, slg"),
     ],
 )  # fmt: skip
 def test_components_are_held_to_their_contracts(small_run, change, text):

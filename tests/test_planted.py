@@ -6,6 +6,7 @@ Kinds with weights or effects are in `test_planted_heavy`.
 import math
 from typing import ClassVar
 
+import attrs
 import pytest
 import torch
 

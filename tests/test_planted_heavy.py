@@ -19,6 +19,7 @@ from sfumato import (
     Losses,
     Metric,
     MetricState,
+    Opposed,
     Split,
     Study,
     TextEmbedding,
@@ -189,6 +190,17 @@ class TakesAnyVariant(AroundUNet):
     class module(Around):
         def forward(self, x_t, t, condition, variant=None):
             return self.unet(x_t, t, condition)
+
+
+@planted("texts_are_held_against_each_other")
+class HearsOneTextAlone(AroundUNet):
+    class module(Around):
+        def precompute(self, text, times):
+            return self.unet.precompute(text.text if isinstance(text, Opposed) else text, times)
+
+        def forward(self, x_t, t, condition, variant=None):
+            condition = condition.text if isinstance(condition, Opposed) else condition
+            return self.unet(x_t, t, condition, variant)
 
 
 class Rebuilt:

@@ -274,5 +274,5 @@ def test_settings_that_do_not_fit_are_refused(unet, message):
 
 
 def test_an_unknown_variant_is_refused():
-    with pytest.raises(ConfigError, match="no variant 'pag'"):
-        SMALL.build(space())(noise(1), times(1), text(1), variant="pag")
+    with pytest.raises(ConfigError, match="no variant 'blurred'"):
+        SMALL.build(space())(noise(1), times(1), text(1), variant="blurred")

@@ -43,6 +43,7 @@ from sfumato.interfaces import (
 )
 from sfumato.prediction import PredictionType, like, noised, solve, target, x0_weight
 from sfumato.records import (
+    Against,
     Batch,
     Branch,
     CheckpointSaved,
@@ -51,6 +52,7 @@ from sfumato.records import (
     Guided,
     Losses,
     Noised,
+    Opposed,
     Prediction,
     SampleStep,
     Space,
@@ -99,6 +101,7 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "Against",
     "Autoencoder",
     "AutoencoderModule",
     "Batch",
@@ -128,6 +131,7 @@ __all__ = [
     "Noised",
     "Objective",
     "ObjectiveModule",
+    "Opposed",
     "Pipeline",
     "PluginError",
     "Prediction",

@@ -71,6 +71,15 @@ def facts(path: Path) -> dict[str, Any]:
     return _manifest(path)[1]
 
 
+def hashes(path: Path) -> dict[str, str]:
+    """The SHA-256 of each file of a checkpoint, as its manifest says.
+
+    Raises:
+        CheckpointError: there is no manifest, or it cannot be read.
+    """
+    return _manifest(path)[0]
+
+
 def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, bytes]]:
     """State by slot, and further files by name.
 

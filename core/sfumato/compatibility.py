@@ -10,21 +10,20 @@ way to sample. Each check is a function that raises an error with its remedy; `A
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from sfumato import settings, trajectory
 from sfumato.errors import ConfigError, PluginError
-from sfumato.experiment import Experiment, PipelineSettings
-from sfumato.interfaces import Guidance, NoiseSchedule
+from sfumato.experiment import Experiment, PipelineSettings, Trained
+from sfumato.interfaces import Component, Guidance, NoiseSchedule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch import Tensor
 
-    from sfumato.experiment import Trained
     from sfumato.interfaces import Denoiser
     from sfumato.records import Branch
 
@@ -47,6 +46,7 @@ class Plan:
         steps: of the time grid.
         negatives: how many each prompt has.
         strength: the share of the steps that are walked, in (0, 1]: the last ones.
+        weak: what the weaker model was trained with; None where there is none.
     """
 
     settings: PipelineSettings
@@ -56,6 +56,7 @@ class Plan:
     steps: int
     negatives: int = 0
     strength: float = 1.0
+    weak: Trained | None = None
 
     @functools.cached_property
     def times(self) -> Tensor:
@@ -104,9 +105,9 @@ class Plan:
         )
 
 
-def check_training(experiment: Experiment) -> None:
+def check_training(experiment: Experiment, weak: Trained | None = None) -> None:
     """Raises ConfigError or PluginError where an experiment cannot train, or where the samples of
-    its own evaluation could not be drawn.
+    its own evaluation could not be drawn, beside a `weak` model trained like this.
     """
     if not experiment.stages:
         raise ConfigError(f"experiment {experiment.name!r} has no stages", remedy="add `stages`")
@@ -125,6 +126,7 @@ def check_training(experiment: Experiment) -> None:
         text_dropout=text_dropout(experiment) if evaluation.metrics or evaluation.studies else None,
         guidance=experiment.guidance,
         steps=experiment.sampling.steps,
+        weak=weak,
     )
     check_plan(plan)
 
@@ -207,15 +209,26 @@ def check_weights(trained: Trained, wanted: PipelineSettings) -> None:
     """Raises ConfigError where an option would differ from the one that the weights go with."""
     for slot in ("text_encoder", "denoiser", "autoencoder"):
         was, now = getattr(trained, slot), getattr(wanted, slot)
-        before, after = settings.plain(was), settings.plain(now)
-        for option in before:
-            if option not in was.adjustable and before[option] != after.get(option):
-                raise ConfigError(
-                    f"the weights were trained with {before[option]!r} and do not go with "
-                    f"{after.get(option)!r}",
-                    place=slot if option == "use" else f"{slot}.{option}",
-                    remedy="leave it as it is, or train again",
-                )
+        for option, before, after in differences(was, now):
+            raise ConfigError(
+                f"the weights were trained with {before!r} and do not go with {after!r}",
+                place=f"{slot}.{option}".removesuffix(".use"),
+                remedy="leave it as it is, or train again",
+            )
+
+
+def differences(was: Component, now: Component) -> Iterator[tuple[str, Any, Any]]:
+    """The options, and `use`, that weights trained with `was` would meet changed in `now`, also
+    inside of a wrapped component: the name, what it was, and what it is.
+    """
+    before, after = settings.plain(was), settings.plain(now)
+    for name in (option for option in before if option not in was.adjustable):
+        inner, other = getattr(was, name, None), getattr(now, name, None)
+        if isinstance(inner, Component) and isinstance(other, Component):
+            for option, old, new in differences(inner, other):
+                yield f"{name}.{option}", old, new
+        elif before[name] != after.get(name):
+            yield name, before[name], after.get(name)
 
 
 def check_overrides(before: Experiment, after: Experiment) -> None:
@@ -274,12 +287,29 @@ def check_negatives(plan: Plan) -> None:
 
 def check_needs(plan: Plan) -> None:
     """The models, variants and texts that the guidance asks for are there."""
-    check_branches(plan.guidance, plan.branches, {"main": plan.settings.denoiser}, plan.negatives)
+    denoisers = {"main": plan.settings.denoiser}
+    if plan.weak is not None:
+        denoisers["weak"] = plan.weak.denoiser
+    check_branches(plan.guidance, plan.branches, denoisers, plan.negatives)
+
+
+def check_weak(plan: Plan) -> None:
+    """The weak model, where it is asked, can say something at every noise level too."""
+    if plan.weak is None or all(branch.model != "weak" for branch in plan.branches):
+        return
+    settings = attrs.evolve(plan.settings, denoiser=plan.weak.denoiser)
+    alone = attrs.evolve(plan, settings=settings, trained=plan.weak.noise_schedule)
+    for check in (check_signal, check_mapping):
+        try:
+            check(alone)
+        except ConfigError as error:
+            raise ConfigError(str(error), place="sampling.weak") from None
 
 
 def check_null(plan: Plan) -> None:
     """The model knows the null condition, where guidance asks for it."""
-    if plan.text_dropout == 0 and any(branch.text == "null" for branch in plan.branches):
+    texts = (text.text for branch in plan.branches for text in branch.texts)
+    if plan.text_dropout == 0 and "null" in texts:
         raise ConfigError(
             f"the guidance {plan.guidance.name!r} asks for the null condition, which a model "
             "trained with text_dropout: 0 does not know",
@@ -298,8 +328,10 @@ def check_branches(
     """
     for branch in branches:
         if branch.model not in denoisers:
-            problem = f"the guidance {guidance.name!r} needs a {branch.model!r} model"
-            raise ConfigError(problem, remedy=f"the pipeline has: {', '.join(denoisers)}")
+            raise ConfigError(
+                f"the guidance {guidance.name!r} needs a {branch.model!r} model",
+                remedy="name a checkpoint with --set sampling.weak=RUN, or RUN@STEP",
+            )
         denoiser = denoisers[branch.model]
         if branch.variant is not None and branch.variant not in denoiser.variants:
             known = ", ".join(sorted(denoiser.variants)) or "none"
@@ -307,9 +339,13 @@ def check_branches(
                 f"the guidance {guidance.name!r} needs a denoiser with variant {branch.variant!r}",
                 remedy=f"the denoiser {denoiser.name!r} offers: {known}",
             )
-        if branch.text == "negative" and branch.index >= negatives:
-            problem = f"expected an index below {negatives}, the number of negatives"
-            raise PluginError(f"{problem}, got {branch.index}", place=f"guidance {guidance.name}")
+        if branch.against is not None and branch.variant != "nag":
+            problem = f"expected variant 'nag' beside `against`, got {branch.variant!r}"
+            raise PluginError(problem, place=f"guidance {guidance.name}")
+        for text in branch.texts:
+            if text.text == "negative" and text.index >= negatives:
+                problem = f"expected an index below {negatives}, the number of negatives"
+                raise PluginError(f"{problem}, got {text.index}", place=f"guidance {guidance.name}")
 
 
 ASSEMBLY = (check_schedule, check_picture_size)
@@ -319,5 +355,6 @@ SAMPLING = (
     check_mapping,
     check_negatives,
     check_needs,
+    check_weak,
     check_null,
 )

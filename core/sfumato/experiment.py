@@ -37,6 +37,7 @@ class Sampling:
     """How pictures are drawn."""
 
     steps: int = option(25, "intervals of the time grid", ge(1))
+    weak: str | None = option(None, "RUN or RUN@STEP, of the weaker model that guidance asks")
 
 
 @attrs.frozen(kw_only=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from sfumato.randomness import Draw
-    from sfumato.records import Batch, Losses, TextEmbedding
+    from sfumato.records import Batch, Losses, Opposed, TextEmbedding
 
 
 class TextEncoderModule(nn.Module, ABC):
@@ -81,18 +81,19 @@ class DenoiserModule(nn.Module, ABC):
         Args:
             x_t: (B, C, H, W).
             t: (B,) float64 in [0, 1].
-            condition: the `TextEmbedding` of the prompts, or what `precompute` made of it.
+            condition: the `TextEmbedding` of the prompts (`Opposed` where branches are held
+                against others, for variant nag), or what `precompute` made of it.
             variant: one of `variants` of its settings; None is the plain form.
 
         Returns:
             Like x_t.
         """
 
-    def precompute(self, text: TextEmbedding, times: Tensor) -> Any:
+    def precompute(self, text: TextEmbedding | Opposed, times: Tensor) -> Any:
         """All that does not change from step to step, to be handed to `forward` as its condition.
 
         Args:
-            text: B prompts.
+            text: B prompts; only a denoiser with variant nag is given `Opposed`.
             times: (steps,) float64, the times at which `forward` will be called.
         """
         return text

@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING, Self, Unpack
 import torch
 from torch import Tensor, nn
 
-from sfumato import checkpoint, compatibility, document, editing, randomness, trajectory
+from sfumato import checkpoint, compatibility, editing, randomness, runs, trajectory
 from sfumato.engine import usable
 from sfumato.errors import CheckpointError, ConfigError
-from sfumato.experiment import Trained
 from sfumato.randomness import Draw
 from sfumato.records import SampleStep, Space, TextEmbedding
 from sfumato.registry import Registry
 from sfumato.request import Negative, Options, Request
 from sfumato.runs import Run
 from sfumato.sampling import GuidedDenoiser, Model, Texts, reverse
-from sfumato.settings import structure
 from sfumato.watchers import Watchers
+from sfumato.weak import Weak
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -46,6 +45,7 @@ class Pipeline:
         trained: the slots whose weights a stage has trained; None where nobody keeps count.
         text_dropout: the share of texts that the denoiser is trained without; None where unknown.
         schedule: the noise schedule that the denoiser is trained with.
+        weak: the weaker model that guidance may ask, or None.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class Pipeline:
         seed: int = 0,
         watchers: Watchers | None = None,
         schedule: NoiseSchedule | None = None,
+        weak: Weak | None = None,
     ) -> None:
         """Builds the modules on the CPU, in eval mode, with fresh weights that depend on `seed`
         alone.
@@ -66,6 +67,7 @@ class Pipeline:
                 alone.
             watchers: told of each step of sampling.
             schedule: what the denoiser is trained with; by default that of the settings.
+            weak: the weaker model that guidance may ask.
         """
         self.settings = settings
         self.watchers = watchers or Watchers()
@@ -76,17 +78,12 @@ class Pipeline:
             self.autoencoder = settings.autoencoder.build()
         with _seeded(seed, "text_encoder"):
             self.text_encoder = settings.text_encoder.build(files)
-        channels, height, width = self.latent_shape
-        space = Space(
-            channels=channels,
-            height=height,
-            width=width,
-            text_width=self.text_encoder.width,
-            pooled_width=self.text_encoder.pooled_width,
-            schedule=self.schedule,
-        )
         with _seeded(seed, "denoiser"):
-            self.denoiser = settings.denoiser.build(space)
+            self.denoiser = settings.denoiser.build(self._space(self.schedule))
+        self.weak = weak
+        if weak is not None:
+            with _seeded(seed, "weak"):
+                self._weak_denoiser = weak.build(self._space(weak.trained.noise_schedule))
         for module in self.modules().values():
             module.eval().requires_grad_(False)
 
@@ -117,17 +114,20 @@ class Pipeline:
         as_trained = registry.structure(tree, folder.path.name)
         settings = registry.structure(registry.override(tree, overrides), folder.path.name)
         path = folder.newest_checkpoint()
-        stated = document.node(checkpoint.facts(path), str(path / checkpoint.MANIFEST))
-        trained = structure(stated, Trained, registry.catalogue)
+        trained = runs.trained(path, registry.catalogue)
         compatibility.check_overrides(as_trained, settings)
         compatibility.check_weights(trained, settings)
         compatibility.check_assembly(settings)
+        weak = Weak.find(settings, registry.catalogue)
+        if weak is not None:
+            weak.check_neighbours(path)
         states, files = checkpoint.read(path)
         pipeline = cls(
             settings,
             files,
             watchers=registry.catalogue.watchers(),
             schedule=trained.noise_schedule,
+            weak=weak,
         )
         pipeline.trained = frozenset(trained.slots)
         pipeline.text_dropout = trained.text_dropout
@@ -157,6 +157,8 @@ class Pipeline:
         """Moves all modules."""
         for module in self.modules().values():
             module.to(device)
+        if self.weak is not None:
+            self._weak_denoiser.to(device)
         return self
 
     @torch.no_grad()
@@ -192,6 +194,7 @@ class Pipeline:
             steps=self.settings.sampling.steps if steps is None else steps,
             negatives=negatives,
             strength=strength,
+            weak=None if self.weak is None else self.weak.trained,
         )
         compatibility.check_plan(plan)
         return plan
@@ -331,9 +334,8 @@ class Pipeline:
             null=null,
             negatives=[self._encode_or_null(texts, null) for texts in request.negatives],
         )
-        main = Model(module=self.denoiser, settings=self.settings.denoiser, schedule=self.schedule)
         schedule = self.settings.noise_schedule
-        return GuidedDenoiser({"main": main}, plan.guidance, schedule, texts, times)
+        return GuidedDenoiser(self._models(), plan.guidance, schedule, texts, times)
 
     def _latents(self, image: Tensor) -> Tensor:
         checked = editing.checked_image(image, self.settings.data.picture_size)
@@ -357,11 +359,8 @@ class Pipeline:
         if request.start is None:
             x = editing.noised_start(draw(0), plan, x0, painted)
         else:
-            x = (
-                _checked_start(request.start, (len(examples), *self.latent_shape))
-                .to(self.device)
-                .float()
-            )
+            shape = (len(examples), *self.latent_shape)
+            x = _checked_start(request.start, shape).to(self.device).float()
         denoise: Denoise = self._denoise(request, plan, plan.times)
         if x0 is not None and painted is not None:
             denoise = editing.keeping(denoise, schedule, x0, painted)
@@ -371,6 +370,30 @@ class Pipeline:
         ):
             self.watchers.notify("sfumato_on_sample_step", step=step)
             yield step
+
+    def _models(self) -> dict[str, Model]:
+        settings = self.settings.denoiser
+        models = {"main": Model(module=self.denoiser, settings=settings, schedule=self.schedule)}
+        if self.weak is not None:
+            trained = self.weak.trained
+            models["weak"] = Model(
+                module=self._weak_denoiser,
+                settings=trained.denoiser,
+                schedule=trained.noise_schedule,
+            )
+        return models
+
+    def _space(self, schedule: NoiseSchedule) -> Space:
+        """What surrounds a denoiser that is trained on this schedule."""
+        channels, height, width = self.latent_shape
+        return Space(
+            channels=channels,
+            height=height,
+            width=width,
+            text_width=self.text_encoder.width,
+            pooled_width=self.text_encoder.pooled_width,
+            schedule=schedule,
+        )
 
     def _encode_or_null(self, texts: Sequence[str | None], null: TextEmbedding) -> TextEmbedding:
         missing = torch.tensor([text is None for text in texts], device=self.device)

@@ -146,6 +146,39 @@ class Losses:
 
 
 @attrs.frozen(kw_only=True)
+class Against:
+    """A text that a branch's own is held against inside attention, by a denoiser with variant nag.
+
+    Where the pixels' queries find z+ in the own text and z- in this one, z = s z+ - (s - 1) z- is
+    shortened to at most tau times the L1 norm of z+, and alpha z + (1 - alpha) z+ goes on.
+
+    Attributes:
+        text: which.
+        index: which of the negatives, where `text` is "negative".
+        scale: s; 1 is off.
+        tau: the largest ratio of norms.
+        alpha: the share of the result; 0 is off.
+    """
+
+    text: Literal["negative", "null"] = "null"
+    index: int = 0
+    scale: float
+    tau: float
+    alpha: float
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Opposed:
+    """Texts of B prompts, and the texts that they are held against, B too: a denoiser's condition
+    where branches ask for that. L may differ.
+    """
+
+    text: TextEmbedding
+    against: TextEmbedding
+    how: Against
+
+
+@attrs.frozen(kw_only=True)
 class Branch:
     """One prediction that a guidance asks for.
 
@@ -155,12 +188,19 @@ class Branch:
         variant: which perturbed form of the denoiser (see `Denoiser.variants`); None is the
             plain one.
         model: which denoiser of the pipeline: "main" or "weak".
+        against: the text that its own is held against, where `variant` is "nag".
     """
 
     text: Literal["prompt", "negative", "null"] = "prompt"
     index: int = 0
     variant: str | None = None
     model: Literal["main", "weak"] = "main"
+    against: Against | None = None
+
+    @property
+    def texts(self) -> tuple[Branch | Against, ...]:
+        """What names the texts that it needs."""
+        return (self,) if self.against is None else (self, self.against)
 
 
 @attrs.frozen(eq=False)

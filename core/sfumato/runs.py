@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import yaml
 
-from sfumato import document, lock, settings
+from sfumato import checkpoint, document, lock, settings
 from sfumato.errors import CheckpointError, ConfigError
+from sfumato.experiment import Trained
 
 if TYPE_CHECKING:
     from sfumato.document import Node
@@ -125,10 +126,26 @@ class Run:
         Raises:
             CheckpointError: there is none.
         """
-        found = sorted((self.path / CHECKPOINTS).glob("step-*"))
-        if not found:
+        steps = self.checkpoint_steps()
+        if not steps:
             raise CheckpointError("has no checkpoint yet", place=str(self.path))
-        return found[-1]
+        return self.checkpoint(steps[-1])
+
+    def checkpoint_steps(self) -> list[int]:
+        """The steps at which there is a checkpoint, rising."""
+        folders = (self.path / CHECKPOINTS).glob("step-*")
+        return sorted(int(folder.name.removeprefix("step-")) for folder in folders)
+
+
+def trained(path: Path, catalogue: Catalogue) -> Trained:
+    """What a checkpoint says of itself.
+
+    Raises:
+        CheckpointError: it has no manifest.
+        ConfigError: it names a component that is not installed, or an option that it has not.
+    """
+    stated = document.node(checkpoint.facts(path), str(path / checkpoint.MANIFEST))
+    return settings.structure(stated, Trained, catalogue)
 
 
 def free_path(path: Path) -> Path:

@@ -1,9 +1,9 @@
 """The reverse process: from noise to x0, a generator of steps.
 
 `GuidedDenoiser` is what a sampler calls `denoise`: it asks the guidance which predictions a step
-needs, makes one forward pass for each (model, variant) with all their texts in one batch of K B,
-and hands the results to `combine`. The sampler sees x0 and eps, and does not know that guidance
-exists; neither knows about pictures, prompts or files.
+needs, makes one forward pass for all that differ only in their text, in one batch of K B, and hands
+the results to `combine`. The sampler sees x0 and eps, and does not know that guidance exists;
+neither knows about pictures, prompts or files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ from sfumato.errors import PluginError
 from sfumato.interfaces import Denoiser, NoiseSchedule
 from sfumato.modules import DenoiserModule
 from sfumato.prediction import solve
-from sfumato.records import Branch, Guided, Prediction, SampleStep, TextEmbedding
+from sfumato.records import (
+    Against,
+    Branch,
+    Guided,
+    Opposed,
+    Prediction,
+    SampleStep,
+    TextEmbedding,
+)
 
 if TYPE_CHECKING:
     from sfumato.interfaces import Denoise, Guidance, Sampler
@@ -43,8 +51,8 @@ class Texts:
     null: TextEmbedding
     negatives: Sequence[TextEmbedding] = ()
 
-    def of(self, branch: Branch) -> TextEmbedding:
-        """The text that a branch asks for."""
+    def of(self, branch: Branch | Against) -> TextEmbedding:
+        """The text that a branch asks for, or is held against."""
         if branch.text == "negative":
             return self.negatives[branch.index]
         return self.prompt if branch.text == "prompt" else self.null
@@ -77,9 +85,9 @@ class GuidedDenoiser:
         # A sampler may ask between the times of the grid, which no check before has seen.
         settings = {name: model.settings for name, model in self.models.items()}
         compatibility.check_branches(self.guidance, branches, settings, negatives)
-        groups: dict[tuple[str, str | None], list[Branch]] = {}
+        groups: dict[tuple[str, str | None, Against | None], list[Branch]] = {}
         for branch in branches:
-            groups.setdefault((branch.model, branch.variant), []).append(branch)
+            groups.setdefault((branch.model, branch.variant, branch.against), []).append(branch)
         predictions: dict[Branch, Prediction] = {}
         for group in groups.values():
             predictions.update(zip(group, self._predict(x, t, group), strict=True))
@@ -87,7 +95,7 @@ class GuidedDenoiser:
         return guided
 
     def _predict(self, x: Tensor, t: Tensor, branches: list[Branch]) -> list[Prediction]:
-        """The predictions of branches that share a model and a variant, in one forward pass."""
+        """The predictions of branches that differ only in their text, in one forward pass."""
         model, variant = self.models[branches[0].model], branches[0].variant
         x = x * trajectory.rescaling(t, self.schedule, model.schedule)
         t = trajectory.matched(t, self.schedule, model.schedule)
@@ -106,7 +114,11 @@ class GuidedDenoiser:
 
     def _condition(self, model: Model, branches: tuple[Branch, ...]) -> Any:
         if branches not in self._conditions:
+            text: TextEmbedding | Opposed
             text = TextEmbedding.cat(*(self.texts.of(branch) for branch in branches))
+            if (how := branches[0].against) is not None:
+                others = TextEmbedding.cat(*[self.texts.of(how)] * len(branches))
+                text = Opposed(text=text, against=others, how=how)
             times = trajectory.matched(self.times[:-1], self.schedule, model.schedule)
             self._conditions[branches] = model.module.precompute(text, times)
         return self._conditions[branches]

@@ -26,6 +26,7 @@ from sfumato.randomness import Draw
 from sfumato.records import Batch, CheckpointSaved, TrainEnd, TrainStart, TrainStep
 from sfumato.runs import Run
 from sfumato.settings import plain
+from sfumato.weak import Weak
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,11 +65,13 @@ def train(
         SfumatoError: a number is not finite.
     """
     catalogue = catalogue or plugins.load()
-    compatibility.check_training(experiment)
+    weak = Weak.find(experiment, catalogue)
+    compatibility.check_training(experiment, None if weak is None else weak.trained)
     split = experiment.data.split("train")
     compatibility.check_batches(experiment, len(split))
     captions = [split.caption(i) for i in range(len(split))]
-    pipeline = Pipeline(experiment, experiment.text_encoder.fit(captions), experiment.seed)
+    files = experiment.text_encoder.fit(captions)
+    pipeline = Pipeline(experiment, files, experiment.seed, weak=weak)
     pipeline.text_encoder.check(dict.fromkeys(captions))
     pipeline.text_dropout = compatibility.text_dropout(experiment)
     loop = _Loop(experiment, pipeline, split, Single(device), catalogue)
@@ -80,6 +83,8 @@ def train(
         pipeline.watchers.add(f"tracker {tracker.name}", functools.partial(tracker.build, run.path))
     try:
         yield from loop.run_stages(run)
+        if weak is not None:
+            weak.check_neighbours(run.newest_checkpoint())
         results = evaluation.evaluate(
             pipeline, experiment.evaluation, experiment.seed, run, loop.step
         )

@@ -12,6 +12,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sfumato import Component, hookimpl
+from sfumato_guidance.attention import (
+    NormalizedAttentionGuidance,
+    PerturbedAttentionGuidance,
+    SkipLayerGuidance,
+    SmoothedEnergyGuidance,
+)
 from sfumato_guidance.chains import CFGPlusPlus, Chain
 from sfumato_guidance.intervals import Interval
 from sfumato_guidance.linear import ClassifierFreeGuidance, NegativePrompt, NoGuidance
@@ -22,6 +28,7 @@ from sfumato_guidance.projections import (
     TangentialDamping,
 )
 from sfumato_guidance.spaces import Rescale, Thresholding
+from sfumato_guidance.weak import Autoguidance
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,4 +44,6 @@ def sfumato_components() -> Iterable[type[Component]]:
         *(Interval, Chain, CFGPlusPlus),
         *(AdaptiveProjectedGuidance, CFGZeroStar, TangentialDamping, PerpNeg),
         *(Rescale, Thresholding),
+        *(PerturbedAttentionGuidance, SmoothedEnergyGuidance, SkipLayerGuidance),
+        *(NormalizedAttentionGuidance, Autoguidance),
     ]

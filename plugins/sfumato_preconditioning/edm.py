@@ -18,7 +18,7 @@ from sfumato import DenoiserModule, NoiseSchedule, Space, like
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sfumato import TextEmbedding
+    from sfumato import Opposed, TextEmbedding
     from sfumato_preconditioning import EDM
 
 FURTHEST = 20.0
@@ -60,7 +60,7 @@ class EDMModule(DenoiserModule):
         clock = NoiseLevelClock(schedule=space.schedule)
         self.denoiser = edm.denoiser.build(attrs.evolve(space, schedule=clock))
 
-    def precompute(self, text: TextEmbedding, times: Tensor) -> Any:
+    def precompute(self, text: TextEmbedding | Opposed, times: Tensor) -> Any:
         """That of the network inside."""
         return self.denoiser.precompute(text, times)
 

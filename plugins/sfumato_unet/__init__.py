@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 import attrs
-from attrs.validators import deep_iterable, ge, lt, min_len
+from attrs.validators import deep_iterable, ge, gt, le, lt, min_len, optional
 
 from sfumato import Component, ConfigError, Denoiser, PredictionType, Space, hookimpl, option
 
@@ -51,6 +51,7 @@ class UNet(Denoiser):
     """
 
     name = "unet"
+    adjustable = frozenset({"perturbed", "blur"})
 
     channels: tuple[int, ...] = option(
         (64, 128, 128), "channels of each level", min_len(1), deep_iterable(ge(2))
@@ -70,6 +71,12 @@ class UNet(Denoiser):
     pooled: bool = option(False, "add the pooled text vector to the time embedding")
     dropout: float = option(0.0, "dropout rate inside residual blocks", ge(0.0), lt(1.0))
     prediction: PredictionType = option("epsilon", "what the network says")
+    perturbed: tuple[str, ...] = option(
+        ("mid_block",), "parts of the network whose transformer blocks the variants change"
+    )
+    blur: float | None = option(
+        None, "of variant seg: sigma, pixels of a level; null: the mean", optional([gt(0), le(64)])
+    )
 
     @classmethod
     def example(cls, folder: Path) -> Self:
@@ -85,6 +92,13 @@ class UNet(Denoiser):
     def multiple(self) -> int:
         """2 for each level below the first, which halves the picture."""
         return int(2 ** (len(self.channels) - 1))
+
+    @property
+    def variants(self) -> frozenset[str]:
+        """Forms of the blocks in `perturbed` (identity attention, blurred queries, skipped), and of
+        all of them, which hold one text against another.
+        """
+        return frozenset({"nag", "pag", "seg", "slg"})
 
     def levels(self) -> tuple[Level, ...]:
         """The levels from the finest to the coarsest.

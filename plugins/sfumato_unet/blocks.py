@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sfumato_unet import Level, UNet
-    from sfumato_unet.transformer import Text
+    from sfumato_unet.transformer import Context
 
 
 class ResidualBlock(nn.Module):
@@ -71,10 +71,10 @@ class Row(nn.Module):
             Transformer(unet, level, text_width) for _ in range(transformers)
         )
 
-    def layer(self, index: int, x: Tensor, time: Tensor, text: Text) -> Tensor:
+    def layer(self, index: int, x: Tensor, time: Tensor, context: Context) -> Tensor:
         """A residual block and its transformer: (B, inputs, H, W) to (B, channels, H, W)."""
         x = self.resnets[index](x, time)
-        return self.attentions[index](x, text) if index < len(self.attentions) else x
+        return self.attentions[index](x, context) if index < len(self.attentions) else x
 
 
 class DownBlock(Row):
@@ -87,11 +87,11 @@ class DownBlock(Row):
         down = named(conv=nn.Conv2d(level.channels, level.channels, 3, stride=2, padding=1))
         self.downsamplers = nn.ModuleList([] if last else [down])
 
-    def forward(self, x: Tensor, time: Tensor, text: Text) -> list[Tensor]:
+    def forward(self, x: Tensor, time: Tensor, context: Context) -> list[Tensor]:
         """Every output, for the way up; the last of them goes on down."""
         outputs = []
         for index in range(len(self.resnets)):
-            x = self.layer(index, x, time, text)
+            x = self.layer(index, x, time, context)
             outputs.append(x)
         return outputs + [down(x) for down in self.downsamplers]
 
@@ -102,9 +102,9 @@ class MidBlock(Row):
     def __init__(self, unet: UNet, level: Level, text_width: int) -> None:
         super().__init__(unet, level, (level.channels, level.channels), 1, text_width)
 
-    def forward(self, x: Tensor, time: Tensor, text: Text) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, context: Context) -> Tensor:
         """Like x (B, C, H, W)."""
-        return self.layer(1, self.layer(0, x, time, text), time, text)
+        return self.layer(1, self.layer(0, x, time, context), time, context)
 
 
 class UpBlock(Row):
@@ -117,8 +117,8 @@ class UpBlock(Row):
         up = named(conv=DoublingConv(level.channels))
         self.upsamplers = nn.Sequential(*([] if last else [up]))
 
-    def forward(self, x: Tensor, kept: Sequence[Tensor], time: Tensor, text: Text) -> Tensor:
+    def forward(self, x: Tensor, kept: Sequence[Tensor], time: Tensor, context: Context) -> Tensor:
         """(B, C, H, W) and a kept output for each residual block to the next level's input."""
         for index, skip in enumerate(kept):
-            x = self.layer(index, torch.cat((x, skip), dim=1), time, text)
+            x = self.layer(index, torch.cat((x, skip), dim=1), time, context)
         return self.upsamplers(x)  # type: ignore[no-any-return]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import attrs
@@ -10,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato import ConfigError, DenoiserModule, Space, TextEmbedding
+from sfumato import ConfigError, DenoiserModule, Opposed, Space, TextEmbedding
+from sfumato_unet import variants
 from sfumato_unet.blocks import DownBlock, MidBlock, UpBlock
-from sfumato_unet.transformer import KeysValues, Text, TransformerBlock, named, zeroed
+from sfumato_unet.transformer import Context, Form, KeysValues, TransformerBlock, named, zeroed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,10 +29,12 @@ class Condition:
     Attributes:
         keys_values: of every cross-attention, (B, heads, L, width / heads) each.
         pooled: (B, time width), or None where the pooled vector is not used.
+        opposing: for variant nag, what takes the place of each transformer block.
     """
 
     keys_values: tuple[KeysValues, ...]
     pooled: Tensor | None
+    opposing: Mapping[int, Form] = attrs.field(factory=dict)
 
 
 def sinusoids(timestep: Tensor, width: int) -> Tensor:
@@ -75,28 +79,31 @@ class UNetModule(DenoiserModule):
 
         self.conv_norm_out = nn.GroupNorm(unet.groups, unet.channels[0])
         self.conv_out = zeroed(nn.Conv2d(unet.channels[0], space.channels, 3, padding=1))
-        for index, block in enumerate(self._transformer_blocks()):
+        for index, (_, block) in enumerate(self._transformer_blocks()):
             block.index = index
+        self.forms = variants.forms_of(unet, self._transformer_blocks())
 
-    def _transformer_blocks(self) -> Iterator[TransformerBlock]:
-        return (module for module in self.modules() if isinstance(module, TransformerBlock))
+    def _transformer_blocks(self) -> Iterator[tuple[str, TransformerBlock]]:
+        for name, module in self.named_modules():
+            if isinstance(module, TransformerBlock):
+                yield name, module
 
     def _pooled(self, text: TextEmbedding) -> Tensor | None:
         return None if self.class_embedding is None else self.class_embedding(text.pooled)
 
-    def precompute(self, text: TextEmbedding, times: Tensor) -> Condition:
+    def precompute(self, text: TextEmbedding | Opposed, times: Tensor) -> Condition:
         """The keys and values of every cross-attention, and the projected pooled vector."""
-        blocks = self._transformer_blocks()
-        return Condition(
-            keys_values=tuple(block.attn2.keys_values(text.tokens) for block in blocks),
-            pooled=self._pooled(text),
-        )
+        blocks = [block for _, block in self._transformer_blocks()]
+        own = text.text if isinstance(text, Opposed) else text
+        heard = tuple(block.attn2.keys_values(own.tokens) for block in blocks)
+        opposed = variants.opposing(blocks, heard, text) if isinstance(text, Opposed) else ()
+        return Condition(keys_values=heard, pooled=self._pooled(own), opposing=dict(opposed))
 
     def forward(
         self,
         x_t: Tensor,
         t: Tensor,
-        condition: TextEmbedding | Condition,
+        condition: TextEmbedding | Opposed | Condition,
         variant: str | None = None,
     ) -> Tensor:
         """See `DenoiserModule.forward`.
@@ -104,13 +111,17 @@ class UNetModule(DenoiserModule):
         Raises:
             ConfigError: there is no such variant.
         """
-        if variant is not None:
+        if variant not in self.forms:
             raise ConfigError(f"the unet has no variant {variant!r}", place="denoiser")
+        if isinstance(condition, Opposed):
+            condition = self.precompute(condition, t)
         if isinstance(condition, TextEmbedding):
-            text: Text = condition.tokens
+            context = Context(condition.tokens, self.forms[variant])
             pooled = self._pooled(condition)
         else:
-            text, pooled = condition.keys_values, condition.pooled
+            forms = condition.opposing if variant == "nag" else self.forms[variant]
+            context = Context(condition.keys_values, forms)
+            pooled = condition.pooled
         timestep = self.schedule.timestep(t)
         time = self.time_embedding(sinusoids(timestep, self.conv_in.out_channels).to(x_t.dtype))
         time = F.silu(time if pooled is None else time + pooled)
@@ -118,10 +129,10 @@ class UNetModule(DenoiserModule):
         x = self.conv_in(x_t.contiguous(memory_format=torch.channels_last))
         kept = [x]
         for down in self.down_blocks:
-            kept += down(kept[-1], time, text)
-        x = self.mid_block(kept[-1], time, text)
+            kept += down(kept[-1], time, context)
+        x = self.mid_block(kept[-1], time, context)
         for up in self.up_blocks:
-            x = up(x, [kept.pop() for _ in range(self.layers + 1)], time, text)
+            x = up(x, [kept.pop() for _ in range(self.layers + 1)], time, context)
         return self.conv_out(F.silu(self.conv_norm_out(x)))  # type: ignore[no-any-return]
 
 

@@ -7,8 +7,10 @@ those of diffusers; so there is an `ff.net.2`.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
+import attrs
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,6 +21,22 @@ Zeroed = TypeVar("Zeroed", bound=nn.Module)
 KeysValues = tuple[Tensor, Tensor]
 Text = Tensor | tuple[KeysValues, ...]
 """Text tokens (B, L, D), or what every transformer block has made of them, by its `index`."""
+Size = tuple[int, int]
+Form = Callable[["TransformerBlock", Tensor, Text, Size], Tensor]
+"""What takes the place of a block's `forward`; it is told the height and width of the level too."""
+
+
+@attrs.frozen(eq=False)
+class Context:
+    """What one call of the network hands to all of its transformers.
+
+    Attributes:
+        text: see `Text`.
+        forms: what takes the place of blocks, by their `index`; none in the plain network.
+    """
+
+    text: Text
+    forms: Mapping[int, Form]
 
 
 def named(**modules: nn.Module) -> nn.Sequential:
@@ -54,9 +72,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | KeysValues) -> Tensor:
         """Like x (B, N, width); the context is a tensor, or its `keys_values`."""
-        keys, values = self.keys_values(context) if isinstance(context, Tensor) else context
-        attended = F.scaled_dot_product_attention(self._split(self.to_q(x)), keys, values)
-        return self.to_out(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        keys_values = self.keys_values(context) if isinstance(context, Tensor) else context
+        return self.to_out(self.attend(self.to_q(x), keys_values))  # type: ignore[no-any-return]
+
+    def attend(self, queries: Tensor, keys_values: KeysValues) -> Tensor:
+        """What queries (B, N, width), not yet split into heads, find in a context: like them."""
+        attended = F.scaled_dot_product_attention(self._split(queries), *keys_values)
+        return attended.transpose(1, 2).flatten(2)
 
 
 class GEGLU(nn.Module):
@@ -93,10 +115,16 @@ class TransformerBlock(nn.Module):
             net=nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
         )
 
-    def forward(self, x: Tensor, text: Text) -> Tensor:
-        """Like x (B, N, width)."""
+    def forward(self, x: Tensor, context: Context, size: Size) -> Tensor:
+        """Like x (B, N, width); `size` is the height and width that its N tokens come from."""
+        form = context.forms.get(self.index)
+        if form is not None:
+            return form(self, x, context.text, size)
         pixels = self.norm1(x)
-        x = x + self.attn1(pixels, pixels)
+        return self.after_pixels(x + self.attn1(pixels, pixels), context.text)
+
+    def after_pixels(self, x: Tensor, text: Text) -> Tensor:
+        """What follows self-attention, like x (B, N, width)."""
         x = x + self.attn2(self.norm2(x), text if isinstance(text, Tensor) else text[self.index])
         return x + self.ff(self.norm3(x))  # type: ignore[no-any-return]
 
@@ -125,9 +153,10 @@ class Transformer(nn.Module):
         )
         self.proj_out = zeroed(projection(width, width))
 
-    def forward(self, x: Tensor, text: Text) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         """Like x (B, C, H, W). With channels last, to tokens and back are views."""
+        size = (x.shape[2], x.shape[3])
         tokens = self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))
         for block in self.transformer_blocks:
-            tokens = block(tokens, text)
-        return x + self.proj_out(tokens).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+            tokens = block(tokens, context, size)
+        return x + self.proj_out(tokens).unflatten(1, size).permute(0, 3, 1, 2)  # type: ignore[no-any-return]

@@ -65,7 +65,7 @@ def latents_are_as_stated(autoencoder: Subject) -> None:
 
 @law("autoencoder")
 def decoding_gives_pictures(autoencoder: Subject) -> None:
-    """What comes back is shaped and typed as the pictures, finite, and another for other latents."""
+    """What comes back is shaped and typed as the pictures, finite, and other for other latents."""
     pictures = autoencoder.pictures
     images = autoencoder.decode(autoencoder.encode(pictures))
     wanted = (tuple(pictures.shape), torch.float32)

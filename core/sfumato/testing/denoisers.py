@@ -17,7 +17,7 @@ from sfumato.interfaces import Denoiser
 from sfumato.modules import DenoiserModule
 from sfumato.prediction import PredictionType
 from sfumato.randomness import Draw
-from sfumato.records import Space, TextEmbedding
+from sfumato.records import Against, Opposed, Space, TextEmbedding
 from sfumato.testing.laws import (
     Broken,
     expect,
@@ -241,3 +241,30 @@ def variants_are_as_named(denoiser: Subject) -> None:
     except ConfigError:
         return
     raise Broken("ConfigError for an unknown variant", "a prediction")
+
+
+@law("denoiser")
+def texts_are_held_against_each_other(denoiser: Subject) -> None:
+    """With variant nag, where it is offered: another text that the prompt's is held against gives
+    another prediction, also from what `precompute` made of both; against itself, or at scale 1, it
+    is the plain prediction.
+    """
+    if "nag" not in denoiser.settings.variants:
+        return
+    x_t, t, text = _inputs()
+    how = Against(scale=3.0, tau=2.5, alpha=0.5)
+    plain, first, second = (
+        denoiser(x_t, t, Opposed(text=text, against=other, how=how), "nag")
+        for other in (text, _text("other"), _text("third"))
+    )
+    expect_close(plain, denoiser(x_t, t, text), "the prediction against itself", ROUNDING)
+    expect_different(first, plain, "another prediction against another text")
+    expect_different(second, first, "another prediction against a third text")
+    opposed = Opposed(text=text, against=_text("other"), how=attrs.evolve(how, scale=1.0))
+    expect_close(denoiser(x_t, t, opposed, "nag"), plain, "the prediction at scale 1", ROUNDING)
+    opposed = attrs.evolve(opposed, how=how)
+    for time, row in zip(t, range(3), strict=True):
+        with torch.no_grad():
+            condition = denoiser.module.precompute(opposed, t.sort(descending=True).values)
+        found = denoiser(x_t, time.expand(3), condition, "nag")[row]
+        expect_close(found, first[row], "the precomputed prediction", ROUNDING)
