@@ -1,16 +1,22 @@
 """What tests share: the catalogue, a small registry, a small run, the command, a book of errors."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from relative_error import relative
 from sfumato import plugins
 from sfumato.registry import Registry
 from small import SMALL
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

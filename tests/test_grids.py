@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 
+import attrs
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ SCHEDULE = LinearBeta()
 GRIDS = [Leading(), Leading(offset=1), Trailing(), Linspace(), SGMUniform()]
 
 
+@attrs.frozen(kw_only=True)
 class Flow(NoiseSchedule):
     """alpha = 1 - t, sigma = t: continuous time."""
 

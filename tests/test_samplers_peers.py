@@ -231,7 +231,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=st
         (DPMPP2MSDE(eta=0.0), "sample_dpmpp_2m_sde", {"eta": 0.0}),
         (HalfAParabola(eta=0.0), "sample_dpmpp_3m_sde", {"eta": 0.0}),
     ],
-    ids=repr,
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else repr(value),
 )
 def test_deterministic_samplers_of_k_diffusion(
     peer, sampler, function, options, schedule, dtype, parity
