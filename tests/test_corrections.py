@@ -141,8 +141,10 @@ LAYERS = LayerSkipConfig(indices=[0], fqn="mid", skip_attention=False, skip_atte
     ],
     ids=["pag", "slg", "seg"],
 )
-def test_attention_guidance_is_that_of_diffusers(kind, peer):
+def test_attention_guidance_is_that_of_diffusers(kind, peer, parity):
     expected = peer(4.5, 2.5).forward(P, U, PERTURBED).pred
+    got = guide(kind(scale=4.5, perturbed_scale=2.5)).eps
+    parity(kind(), "diffusers", "eps, float64", got, expected)
     same(guide(kind(scale=4.5, perturbed_scale=2.5)), expected)
 
 
@@ -152,6 +154,8 @@ def test_without_cfg_diffusers_counts_the_perturbed_scale_from_one():
     same(guide(PerturbedAttentionGuidance(scale=1.0, perturbed_scale=1.5)), theirs)
 
 
-def test_autoguidance_is_that_of_diffusers():
+def test_autoguidance_is_that_of_diffusers(parity):
     theirs = AutoGuidance(2.5, auto_guidance_config=LAYERS, dropout=None).forward(P, PERTURBED).pred
+    got = guide(Autoguidance(scale=2.5)).eps
+    parity(Autoguidance(), "diffusers", "eps, float64", got, theirs)
     same(guide(Autoguidance(scale=2.5)), theirs)

@@ -215,6 +215,20 @@ def test_outside_of_the_mask_a_picture_is_the_original_to_the_bit(small_run, ima
         assert float((found - image)[..., :8].abs().mean()) > 0.01
 
 
+def test_under_a_mask_the_picture_has_its_own_first_noise_from_the_start(pipeline, image, mask):
+    """At strength 1 too, where the painted half starts from noise alone, as plain sampling does."""
+    options = {"steps": 5, "seed": 3}
+    first = next(iter(pipeline.sample_steps(PROMPTS, image=image, mask=mask, **options)))
+    draw = Draw(seed=3, stream="sample", examples=torch.arange(3)).normal("noise", (3, 16, 16))
+    alpha, sigma = map(float, pipeline.schedule.alpha_sigma(torch.tensor(first.t).double()))
+    noised = alpha * image + sigma * draw
+    torch.testing.assert_close(first.x[..., 8:], noised[..., 8:], rtol=0, atol=1e-5)
+    plan = pipeline.plan(steps=5)
+    start = editing.noised_start(draw, plan, image, mask == 1)
+    plain = editing.noised_start(draw, plan)
+    assert start[..., :8].equal(plain[..., :8])
+
+
 def test_masks_over_latents(registry):
     """A latent is painted where one of its pixels is; pixels outside are the original all the same."""
     settings = registry.experiment("small", ["autoencoder={use: patches, side: 4}", "denoiser={use: unet, channels: [8], attention: [false], groups: 4}"])  # fmt: skip
@@ -326,6 +340,16 @@ def test_inverted_data_are_noise(registry):
     alpha, sigma = CIRCLE.alpha_sigma(torch.tensor(0.9, dtype=torch.float64))
     spread = math.hypot(float(alpha) * 0.2, float(sigma))
     assert float(start.std()) == pytest.approx(spread, rel=0.05)
+
+
+def test_a_picture_is_alpha_x0_above_a_clean_end_and_x_itself_where_the_grid_ends(registry):
+    flow = sfumato.create("noise_schedule", "rectified_flow")
+    for grid, shrunk in ((Times(values=(0.9, 0.5)), 0.999), (Levels(), 1.0)):
+        settings = exact(registry, sfumato.create("sampler", "heun"), grid).settings
+        settings = attrs.evolve(settings, noise_schedule=flow)
+        pipeline = Pipeline(settings, settings.text_encoder.fit(PROMPTS))
+        plan = pipeline.plan(steps=2, guidance=NoGuidance())
+        assert editing.shrinking(plan, rising(plan.times, flow)) == pytest.approx(shrunk, rel=1e-12)
 
 
 @pytest.mark.parametrize(

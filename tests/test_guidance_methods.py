@@ -109,10 +109,18 @@ DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])
 class TestCFG:
     @DTYPES
     @pytest.mark.parametrize("form", ["imagen", "paper"])
-    def test_both_forms_are_those_of_diffusers(self, form, dtype):
+    def test_both_forms_are_those_of_diffusers(self, form, dtype, parity):
         got = guide(ClassifierFreeGuidance(scale=4.0, form=form), dtype=dtype)
         theirs = guiders.ClassifierFreeGuidance(
             guidance_scale=4.0, use_original_formulation=form == "paper"
+        )
+        wanted = peer(theirs, *pair("epsilon", dtype))
+        parity(
+            ClassifierFreeGuidance(),
+            "diffusers",
+            f"eps in both forms, {str(dtype).removeprefix('torch.')}",
+            got.eps,
+            wanted,
         )
         close(got.eps, peer(theirs, *pair("epsilon", dtype)), TOLERANCE[dtype])
 
@@ -166,9 +174,12 @@ class TestInterval:
     @pytest.mark.parametrize(
         ("t", "inside"), [(0.2, False), (0.21, True), (0.5, True), (0.51, False)]
     )
-    def test_low_is_outside_and_high_inside(self, t, inside):
+    def test_low_is_outside_and_high_inside(self, t, inside, parity):
         asked = set(self.METHOD.branches(step(t=t)))
         assert asked == ({PROMPT, NULL} if inside else {PROMPT})
+        wanted = guide(ClassifierFreeGuidance(scale=3.0 if inside else 1.0)).eps
+        got = guide(self.METHOD, step(t=t)).eps
+        parity(self.METHOD, "cfg inside, the prompt outside", "eps, float64", got, wanted)
         same(
             guide(self.METHOD, step(t=t)),
             guide(ClassifierFreeGuidance(scale=3.0 if inside else 1.0)),
@@ -206,10 +217,18 @@ class TestInterval:
 class TestRescale:
     @DTYPES
     @pytest.mark.parametrize("space", SPACES)
-    def test_is_that_of_diffusers_in_every_space(self, space, dtype):
+    def test_is_that_of_diffusers_in_every_space(self, space, dtype, parity):
         chain = Chain(parts=(ClassifierFreeGuidance(scale=5.0), Rescale(phi=0.7, space=space)))
         prompt, null = pair(space, dtype)
         wanted = rescale_noise_cfg(null + 5 * (prompt - null), prompt, 0.7)
+        got = seen(space, guide(chain, dtype=dtype))
+        parity(
+            Rescale(),
+            "diffusers",
+            f"the guided in every space, {str(dtype).removeprefix('torch.')}",
+            got,
+            wanted,
+        )
         close(seen(space, guide(chain, dtype=dtype)), wanted, TOLERANCE[dtype])
 
     def test_spaces_differ(self):
@@ -233,12 +252,14 @@ class TestRescale:
 class TestThresholding:
     @DTYPES
     @pytest.mark.parametrize("percentile", [0.5, 0.9, 0.995, 1.0])
-    def test_is_that_of_imagen_and_of_diffusers(self, percentile, dtype):
+    def test_is_that_of_imagen_and_of_diffusers(self, percentile, dtype, parity):
         p = X0[PROMPT].to(dtype)
         q = per_example(p.abs().flatten(1).quantile(percentile, dim=1)).clamp(min=1)
         got = guide(Thresholding(percentile=percentile), dtype=dtype).x0
         close(got, p.clamp(-q, q) / q, TOLERANCE[dtype])
         theirs = DDPMScheduler(dynamic_thresholding_ratio=percentile, sample_max_value=1e9)
+        wanted = theirs._threshold_sample(p)
+        parity(Thresholding(), "diffusers", f"x0, {str(dtype).removeprefix('torch.')}", got, wanted)
         close(got, theirs._threshold_sample(p), TOLERANCE[dtype])
 
     def test_by_default_diffusers_caps_q_at_one_and_so_only_clips(self):
@@ -263,7 +284,9 @@ class TestAPG:
     @DTYPES
     @pytest.mark.parametrize("space", SPACES)
     @pytest.mark.parametrize(("eta", "norm", "momentum"), [(0.0, 15.0, -0.5), (0.4, 3.0, 0.3), (1.0, None, -0.75)])  # fmt: skip
-    def test_is_that_of_diffusers_along_a_trajectory(self, eta, norm, momentum, space, dtype):
+    def test_is_that_of_diffusers_along_a_trajectory(
+        self, eta, norm, momentum, space, dtype, parity
+    ):
         """Theirs is the paper's under `use_original_formulation`, where their scale is w."""
         ours = AdaptiveProjectedGuidance(
             scale=5.0, eta=eta, norm_threshold=norm, momentum=momentum, space=space
@@ -277,6 +300,8 @@ class TestAPG:
             theirs = normalized_guidance(
                 prompt, null, 4.0, buffer, eta, norm or 0.0, use_original_formulation=True
             )
+            what = f"the guided along a trajectory, {str(dtype).removeprefix('torch.')}"
+            parity(ours, "diffusers", what, seen(space, got), theirs)
             close(seen(space, got), theirs, TOLERANCE[dtype])
 
     def test_by_default_diffusers_starts_from_null(self):
@@ -303,18 +328,26 @@ class TestCFGZeroStar:
     METHOD = CFGZeroStar(scale=4.0)
 
     @pytest.mark.parametrize("space", SPACES)
-    def test_is_the_formula(self, space):
+    def test_is_the_formula(self, space, parity):
         p, u = pair(space)
         best = per_example(dot(p, u) / dot(u, u)) * u
         got = seen(space, guide(attrs.evolve(self.METHOD, space=space)))
+        parity(
+            self.METHOD,
+            "the paper's formula",
+            "the guided in every space, float64",
+            got,
+            best + 4 * (p - best),
+        )
         close(got, best + 4 * (p - best))
         nothing(dot(p - best, u))
 
-    def test_is_that_of_diffusers(self):
+    def test_is_that_of_diffusers(self, parity):
         got = seen("flow", guide(self.METHOD, dtype=torch.float32))
         theirs = peer(
             guiders.ClassifierFreeZeroStarGuidance(guidance_scale=4.0), *pair("flow", torch.float32)
         )
+        parity(self.METHOD, "diffusers", "flow, float32", got, theirs)
         close(got, theirs, 1e-5)
 
     def test_diffusers_computes_in_float32(self):
@@ -352,16 +385,20 @@ class TestCFGZeroStar:
 
 class TestTCFG:
     @pytest.mark.parametrize("space", SPACES)
-    def test_is_the_projection_on_the_first_singular_vector(self, space):
+    def test_is_the_projection_on_the_first_singular_vector(self, space, parity):
         p, u = pair(space)
         _, _, vectors = torch.linalg.svd(torch.stack((p.flatten(1), u.flatten(1)), 1), False)
         first = vectors[:, 0].reshape(p.shape)
         damped = per_example(dot(u, first)) * first
         got = seen(space, guide(TangentialDamping(scale=4.0, space=space)))
+        wanted = damped + 4 * (p - damped)
+        parity(
+            TangentialDamping(), "torch's SVD", "the guided in every space, float64", got, wanted
+        )
         close(got, damped + 4 * (p - damped), 1e-10)
 
     @pytest.mark.parametrize("turned", [1.0, -1.0])
-    def test_is_that_of_diffusers(self, turned):
+    def test_is_that_of_diffusers(self, turned, parity):
         x0 = {PROMPT: X0[PROMPT], NULL: turned * X0[PROMPT] + 0.5 * X0[NULL]}
         known = predictions(x0, dtype=torch.float32)
         got = guide(TangentialDamping(scale=4.0), x0=x0, dtype=torch.float32).eps
@@ -370,6 +407,7 @@ class TestTCFG:
             known[PROMPT].eps,
             known[NULL].eps,
         )
+        parity(TangentialDamping(), "diffusers", "eps, float32", got, theirs)
         close(got, theirs, 1e-5)
 
 
@@ -377,7 +415,7 @@ class TestPerpNeg:
     METHOD = PerpNeg(scale=4.0, negative_scale=1.5)
 
     @pytest.mark.parametrize("space", SPACES)
-    def test_is_the_formula_in_every_space(self, space):
+    def test_is_the_formula_in_every_space(self, space, parity):
         u, p, n, m = (
             seen(space, predictions()[b]) for b in (NULL, PROMPT, negative(0), negative(1))
         )
@@ -388,6 +426,14 @@ class TestPerpNeg:
                 minus = each[k] - u[k]
                 away = away + minus - (minus * towards).sum() / towards.norm() ** 2 * towards
             wanted = u[k] + 4 * (towards - 1.5 * away)
+            got = seen(space, guide(self.METHOD, step(2)))[k]
+            parity(
+                self.METHOD,
+                "the paper's formula",
+                "the guided in every space, float64",
+                got,
+                wanted,
+            )
             close(seen(space, guide(self.METHOD, step(2)))[k], wanted)
 
     def test_the_negative_part_lies_across_the_prompt(self):
@@ -422,8 +468,10 @@ class TestPerpNeg:
 
 class TestCFGPlusPlus:
     @pytest.mark.parametrize("scale", [0.0, 0.6, 1.0])
-    def test_x0_is_that_of_cfg_and_eps_that_of_null(self, scale):
+    def test_x0_is_that_of_cfg_and_eps_that_of_null(self, scale, parity):
         got = guide(CFGPlusPlus(scale=scale))
+        u, p = X0[NULL], X0[PROMPT]
+        parity(CFGPlusPlus(), "the paper's formula", "x0, float64", got.x0, u + scale * (p - u))
         close(got.x0, guide(ClassifierFreeGuidance(scale=scale)).x0)
         assert got.eps.equal(predictions()[NULL].eps)
 
@@ -482,9 +530,17 @@ class TestChain:
         for link, alone in zip(chained, trajectory(method), strict=True):
             same(link, alone)
 
-    def test_what_guides_adds_up(self):
+    def test_what_guides_adds_up(self, parity):
         """p + 2 (p - u) + (p - u) + 2 (p - u) across p."""
         parts = (ClassifierFreeGuidance(scale=3.0), ClassifierFreeGuidance(scale=2.0))
+        wanted = guide(ClassifierFreeGuidance(scale=4.0)).x0
+        parity(
+            Chain(parts=parts),
+            "cfg of both scales",
+            "x0, float64",
+            guide(Chain(parts=parts)).x0,
+            wanted,
+        )
         same(guide(Chain(parts=parts)), guide(ClassifierFreeGuidance(scale=4.0)))
         apg = AdaptiveProjectedGuidance(scale=3.0)
         both = guide(Chain(parts=(*parts, apg))).x0

@@ -11,6 +11,7 @@ from diffusers.hooks import smoothed_energy_guidance_utils as peer_seg
 
 from sfumato import Against, ConfigError, Opposed
 from sfumato.compatibility import differences
+from sfumato_guidance.attention import NormalizedAttentionGuidance
 from sfumato_preconditioning import EDM
 from sfumato_unet import UNet
 from sfumato_unet.transformer import Context
@@ -170,7 +171,7 @@ def attended(attention, pixels, tokens):
     Against(scale=5.0, tau=1.0, alpha=1.0),
     Against(scale=1.2, tau=9.0, alpha=0.25),
 ], ids=["some are shortened", "all", "none"])  # fmt: skip
-def test_nag_in_a_block_is_the_formula_of_its_authors(module, how):
+def test_nag_in_a_block_is_the_formula_of_its_authors(module, how, parity):
     """In their order: extrapolate, scale down to tau by the ratio of L1 norms, blend."""
     block = module.get_submodule(f"{MIDDLE}.1")
     generator = torch.Generator().manual_seed(5)
@@ -188,6 +189,8 @@ def test_nag_in_a_block_is_the_formula_of_its_authors(module, how):
         expected = y + block.ff(block.norm3(y))
         heard = [block.attn2.keys_values(tokens) for tokens in (own, other)]
         output = held_against(block, x, own, (4, 3), *heard, how)
+    what = "a block of the unet, float64"
+    parity(NormalizedAttentionGuidance(), "the authors' formula", what, output, expected)
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
 
 
