@@ -75,8 +75,6 @@ def command(
             f"no kind is named {kind!r}", place="--kind", remedy=suggestion(kind, kinds())
         )
     names = Names(distribution=name)
-    if problem := name_problem(names.module):
-        raise ConfigError(f"would name its component {names.module!r}, {problem}", place=name)
     files = contents(names, kind)
     _check(names, kind, files, context.obj.catalogue)
     folder = out or Path(name)
@@ -153,6 +151,8 @@ def _check(names: Names, kind: str, files: dict[str, str], catalogue: Catalogue)
             f"{name!r} gives the module {module!r}, which Python cannot import",
             remedy="begin with a letter, and use no keyword",
         )
+    if problem := name_problem(module):
+        raise ConfigError(f"{name!r} gives the component {module!r}, {problem}")
     spec = importlib.util.find_spec(module)
     if spec is not None and spec.origin is not None:
         raise ConfigError(f"a module {module!r} is installed already", remedy="use another name")
