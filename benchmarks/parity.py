@@ -48,6 +48,8 @@ There the test shows its error and the closed form, each in one of `tests/test_*
   (`test_samplers_peers.py`); it is compared given the SDE's noise.
 - `sampler euler`: the cleanest entry of diffusers' float32 table is off by 8.3e-5
   (`test_samplers_peers.py`).
+- `guidance seg`: diffusers takes the mean query where sigma is finite, and blurs where it is not
+  (`test_variants.py`).
 - `loss_weight cosmap`: diffusers' scripts put one weight on whichever loss they compute
   (`test_loss_weights.py`).
 

@@ -192,6 +192,10 @@ def test_nag_in_a_block_is_the_formula_of_its_authors(module, how, parity):
     what = "a block of the unet, float64"
     parity(NormalizedAttentionGuidance(), "the authors' formula", what, output, expected)
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+    parity(
+        NormalizedAttentionGuidance(), "the authors' formula", "a transformer block, float64",
+        output, expected,
+    )  # fmt: skip
 
 
 def test_nag_acts_in_every_block_and_per_example(module):
@@ -260,7 +264,7 @@ def pair():
     return theirs, ours
 
 
-def expect_theirs(theirs, ours, variant):
+def expect_theirs(theirs, ours, variant, parity):
     x, words = noise(3, 16, 16), text(3)
     with torch.no_grad():
         expected = theirs(x, torch.tensor([99, 399, 899]), words.tokens).sample
@@ -268,9 +272,10 @@ def expect_theirs(theirs, ours, variant):
         plain = ours(x, times(100, 400, 900), words)
     assert (output - expected).norm() < 1e-5 * expected.norm()
     assert (output - plain).norm() > 1e-3 * plain.norm()
+    parity(UNET, "diffusers", f"output of variant {variant}, float32", output, expected)
 
 
-def test_pag_is_that_of_diffusers(pair):
+def test_pag_is_that_of_diffusers(pair, parity):
     apply_layer_skip(
         pair[0],
         LayerSkipConfig(
@@ -278,16 +283,16 @@ def test_pag_is_that_of_diffusers(pair):
             skip_ff=False,
         ),
     )  # fmt: skip
-    expect_theirs(*pair, "pag")
+    expect_theirs(*pair, "pag", parity)
 
 
-def test_slg_is_that_of_diffusers(pair):
+def test_slg_is_that_of_diffusers(pair, parity):
     apply_layer_skip(pair[0], LayerSkipConfig(indices=[0, 1], fqn=MIDDLE))
-    expect_theirs(*pair, "slg")
+    expect_theirs(*pair, "slg", parity)
 
 
 @pytest.mark.parametrize(("blur", "their_sigma"), [(None, 1.0), (0.7, 0.7)])
-def test_seg_is_that_of_diffusers(pair, monkeypatch, blur, their_sigma):
+def test_seg_is_that_of_diffusers(pair, monkeypatch, blur, their_sigma, parity):
     """For a finite sigma its inverted condition is put right."""
     theirs, ours = pair
     if blur is not None:
@@ -301,4 +306,4 @@ def test_seg_is_that_of_diffusers(pair, monkeypatch, blur, their_sigma):
     peer_seg._apply_smoothed_energy_guidance_hook(theirs, config, their_sigma)
     again = attrs.evolve(UNET, blur=blur).build(space(height=16, width=16)).eval()
     again.load_state_dict(ours.state_dict())
-    expect_theirs(theirs, again, "seg")
+    expect_theirs(theirs, again, "seg", parity)

@@ -3,9 +3,8 @@
     eps = eps_u + s (eps_p - eps_u) + r (eps_p - eps_p')
 
 eps_p' is the prediction for the prompt by a variant of the denoiser, which the denoiser has to
-offer (see `Denoiser.variants`) and whose details are options of its own. It costs one branch more,
-in a forward pass of its own; at s = 1 there is no null branch, so it also guides a model that knows
-no null condition.
+offer (see `Denoiser.variants`) and whose details are options of its own. At s = 1 there is no null
+branch, so it also guides a model that knows no null condition.
 
 `nag` works inside of attention instead, in place of the prompt's prediction.
 """
@@ -18,15 +17,14 @@ import attrs
 from attrs.validators import ge, gt, le
 
 from sfumato import Against, Branch, GuidanceStep, option
-from sfumato_guidance.corrections import PROMPT, Correction
-from sfumato_guidance.linear import LinearGuidance
+from sfumato_guidance.linear import PROMPT, LinearGuidance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
 @attrs.frozen(kw_only=True)
-class AttentionGuidance(Correction):
+class AttentionGuidance(LinearGuidance):
     """A subclass is named by its variant."""
 
     name: ClassVar[str]
@@ -34,15 +32,17 @@ class AttentionGuidance(Correction):
     scale: float = option(4.0, "s of cfg; 1 is off, and needs no null condition", ge(0.0))
     perturbed_scale: float = option(3.0, "r, away from the perturbed network; 0 is off", ge(0.0))
 
-    def away(self, step: GuidanceStep) -> Mapping[Branch, float]:
-        """Null with s - 1, and the perturbed network with r."""
+    def pulls(self, step: GuidanceStep) -> Mapping[Branch, float]:
+        """The prompt with s + r, the perturbed network with -r."""
         perturbed = Branch(text="prompt", variant=self.name)
-        return {Branch(text="null"): self.scale - 1, perturbed: self.perturbed_scale}
+        return {PROMPT: self.scale + self.perturbed_scale, perturbed: -self.perturbed_scale}
 
 
 @attrs.frozen(kw_only=True)
 class PerturbedAttentionGuidance(AttentionGuidance):
     """eps_u + s (eps_p - eps_u) + r (eps_p - eps_p'), ' with identity self-attention maps.
+
+    Costs three branches a step, two of them in one forward pass; one less at s = 1, and at r = 0.
 
     References:
         Self-Rectifying Diffusion Sampling with Perturbed-Attention Guidance, 2024,
@@ -56,6 +56,8 @@ class PerturbedAttentionGuidance(AttentionGuidance):
 class SmoothedEnergyGuidance(AttentionGuidance):
     """eps_u + s (eps_p - eps_u) + r (eps_p - eps_p'), ' with blurred self-attention queries.
 
+    Costs three branches a step, two of them in one forward pass; one less at s = 1, and at r = 0.
+
     References:
         Smoothed Energy Guidance: Guiding Diffusion Models with Reduced Energy Curvature of
         Attention, 2024, arXiv:2408.00760
@@ -68,7 +70,8 @@ class SmoothedEnergyGuidance(AttentionGuidance):
 class SkipLayerGuidance(AttentionGuidance):
     """eps_u + s (eps_p - eps_u) + r (eps_p - eps_p'), ' with transformer blocks skipped.
 
-    It came with Stable Diffusion 3.5, without a paper of its own.
+    It came with Stable Diffusion 3.5, without a paper of its own. Costs three branches a step, two
+    of them in one forward pass; one less at s = 1, and at r = 0.
 
     References:
         Spatiotemporal Skip Guidance for Enhanced Video Diffusion Sampling, 2024, arXiv:2411.18664
@@ -85,6 +88,8 @@ class NormalizedAttentionGuidance(LinearGuidance):
     There, z+ of the prompt becomes alpha z + (1 - alpha) z+ with z = a z+ - (a - 1) z-, shortened
     to at most tau times the L1 norm of z+ at each pixel. Without a negative, z- is that of null. Of
     several, each gives a prediction, and their mean is taken.
+
+    Costs a branch for each negative (or null), in a forward pass each, and one for u unless s = 1.
 
     References:
         Normalized Attention Guidance: Universal Negative Guidance for Diffusion Models, 2025,

@@ -1,4 +1,4 @@
-"""Guidance away from perturbed networks and weaker models: formulas, costs, peers."""
+"""Guidance by perturbed networks and weaker models: formulas, costs, peers."""
 
 import attrs
 import pytest
@@ -70,9 +70,11 @@ def test_attention_guidance_is_the_formula(kind, s, r):
 
 
 @pytest.mark.parametrize("s", [0.0, 0.5, 1.0, 2.0, 3.5])
-def test_autoguidance_is_the_formula(s):
+def test_autoguidance_is_the_formula(s, parity):
     """D_w = w D_1 + (1 - w) D_0."""
-    same(guide(Autoguidance(scale=s)), s * P + (1 - s) * PERTURBED)
+    method, expected = Autoguidance(scale=s), s * P + (1 - s) * PERTURBED
+    same(guide(method), expected)
+    parity(method, "the formula", "eps, float64", guide(method).eps, expected)
 
 
 @pytest.mark.parametrize("kind", ATTENTION)
@@ -143,9 +145,9 @@ LAYERS = LayerSkipConfig(indices=[0], fqn="mid", skip_attention=False, skip_atte
 )
 def test_attention_guidance_is_that_of_diffusers(kind, peer, parity):
     expected = peer(4.5, 2.5).forward(P, U, PERTURBED).pred
-    got = guide(kind(scale=4.5, perturbed_scale=2.5)).eps
-    parity(kind(), "diffusers", "eps, float64", got, expected)
-    same(guide(kind(scale=4.5, perturbed_scale=2.5)), expected)
+    method = kind(scale=4.5, perturbed_scale=2.5)
+    same(guide(method), expected)
+    parity(method, "diffusers", "eps, float64", guide(method).eps, expected)
 
 
 def test_without_cfg_diffusers_counts_the_perturbed_scale_from_one():
@@ -155,7 +157,8 @@ def test_without_cfg_diffusers_counts_the_perturbed_scale_from_one():
 
 
 def test_autoguidance_is_that_of_diffusers(parity):
-    theirs = AutoGuidance(2.5, auto_guidance_config=LAYERS, dropout=None).forward(P, PERTURBED).pred
-    got = guide(Autoguidance(scale=2.5)).eps
-    parity(Autoguidance(), "diffusers", "eps, float64", got, theirs)
-    same(guide(Autoguidance(scale=2.5)), theirs)
+    method = Autoguidance(scale=2.5)
+    peer = AutoGuidance(2.5, auto_guidance_config=LAYERS, dropout=None)
+    expected = peer.forward(P, PERTURBED).pred
+    same(guide(method), expected)
+    parity(method, "diffusers", "eps, float64", guide(method).eps, expected)
