@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self, Unpack
@@ -10,15 +9,15 @@ from typing import TYPE_CHECKING, Self, Unpack
 import torch
 from torch import Tensor, nn
 
-from sfumato import checkpoint, compatibility, editing, randomness, runs, trajectory
+from sfumato import checkpoint, compatibility, editing, randomness, runs
 from sfumato.engine import usable
-from sfumato.errors import CheckpointError, ConfigError
-from sfumato.randomness import Draw
+from sfumato.errors import CheckpointError
 from sfumato.records import SampleStep, Space, TextEmbedding
 from sfumato.registry import Registry
 from sfumato.request import Negative, Options, Request
 from sfumato.runs import Run
-from sfumato.sampling import GuidedDenoiser, Model, Texts, reverse
+from sfumato.sampling import Model
+from sfumato.walk import Walk
 from sfumato.watchers import Watchers
 from sfumato.weak import Weak
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sfumato.experiment import PipelineSettings
-    from sfumato.interfaces import Denoise, Guidance, NoiseSchedule
+    from sfumato.interfaces import Guidance, NoiseSchedule
 
 MODULES = ("text_encoder", "denoiser", "autoencoder")
 SATURATED = 0.9
@@ -248,7 +247,7 @@ class Pipeline:
         )
         pictures = []
         for part in request.batches(batch):
-            for step in self._walk(part):
+            for step in Walk(self, part).down():
                 x = step.x
             with torch.no_grad():
                 pictures.append(self.autoencoder.decode(x).float().cpu())
@@ -259,7 +258,7 @@ class Pipeline:
         self, prompts: Sequence[str], **options: Unpack[Options]
     ) -> Iterator[SampleStep]:
         """The steps of `sample`, in latents and in one batch."""
-        return self._walk(Request.of(prompts, **options))
+        return Walk(self, Request.of(prompts, **options)).down()
 
     def invert(
         self,
@@ -297,81 +296,10 @@ class Pipeline:
             image=image,
             strength=strength,
         )
-        return torch.cat([self._climb(part).cpu() for part in request.batches(batch)])
+        return torch.cat([Walk(self, part).up().cpu() for part in request.batches(batch)])
 
-    @torch.no_grad()
-    def _climb(self, request: Request) -> Tensor:
-        plan, schedule = self._planned(request), self.settings.noise_schedule
-        editing.check_inversion(plan)
-        times = trajectory.rising(plan.times, schedule)
-        assert request.image is not None
-        x = self._latents(request.image) * editing.shrinking(plan, times)
-        denoise = self._denoise(request, plan, times)
-        for step in reverse(self.settings.sampler, denoise, schedule, x, times, editing.no_noise):
-            x = step.x
-        return x
-
-    def _planned(self, request: Request) -> compatibility.Plan:
-        if self.trained is not None and "denoiser" not in self.trained:
-            raise ConfigError(
-                "the denoiser of this run was never trained",
-                remedy="finish the run before drawing from it",
-            )
-        plan = self.plan(
-            steps=request.steps,
-            guidance=request.guidance,
-            negatives=len(request.negatives),
-            strength=request.strength,
-        )
-        if plan.mapping is not None:
-            warnings.warn(plan.mapping, stacklevel=5)  # past no_grad, to the caller of `sample`
-        return plan
-
-    def _denoise(self, request: Request, plan: compatibility.Plan, times: Tensor) -> GuidedDenoiser:
-        null = self.text_encoder.null(len(request.prompts))
-        texts = Texts(
-            prompt=self.encode(request.prompts),
-            null=null,
-            negatives=[self._encode_or_null(texts, null) for texts in request.negatives],
-        )
-        schedule = self.settings.noise_schedule
-        return GuidedDenoiser(self._models(), plan.guidance, schedule, texts, times)
-
-    def _latents(self, image: Tensor) -> Tensor:
-        checked = editing.checked_image(image, self.settings.data.picture_size)
-        return self.autoencoder.encode(checked.to(self.device)).float()
-
-    def _painted(self, mask: Tensor) -> Tensor:
-        size, factor = self.settings.data.picture_size, self.settings.autoencoder.factor
-        return editing.latents_painted(mask.to(self.device), size, factor)
-
-    @torch.no_grad()
-    def _walk(self, request: Request) -> Iterator[SampleStep]:
-        plan, schedule = self._planned(request), self.settings.noise_schedule
-        examples = request.examples.to(self.device)
-        x0 = None if request.image is None else self._latents(request.image)
-        painted = None if request.mask is None else self._painted(request.mask)
-
-        def draw(index: int) -> Tensor:
-            here = Draw(seed=request.seed, stream="sample", examples=examples, index=index)
-            return here.normal("noise", self.latent_shape)
-
-        if request.start is None:
-            x = editing.noised_start(draw(0), plan, x0, painted)
-        else:
-            shape = (len(examples), *self.latent_shape)
-            x = _checked_start(request.start, shape).to(self.device).float()
-        denoise: Denoise = self._denoise(request, plan, plan.times)
-        if x0 is not None and painted is not None:
-            denoise = editing.keeping(denoise, schedule, x0, painted)
-        calls = itertools.count(1)
-        for step in reverse(
-            self.settings.sampler, denoise, schedule, x, plan.times, lambda: draw(next(calls))
-        ):
-            self.watchers.notify("sfumato_on_sample_step", step=step)
-            yield step
-
-    def _models(self) -> dict[str, Model]:
+    def models(self) -> dict[str, Model]:
+        """The denoisers by the name that branches call them."""
         settings = self.settings.denoiser
         models = {"main": Model(module=self.denoiser, settings=settings, schedule=self.schedule)}
         if self.weak is not None:
@@ -394,18 +322,6 @@ class Pipeline:
             pooled_width=self.text_encoder.pooled_width,
             schedule=schedule,
         )
-
-    def _encode_or_null(self, texts: Sequence[str | None], null: TextEmbedding) -> TextEmbedding:
-        missing = torch.tensor([text is None for text in texts], device=self.device)
-        return self.encode([text or "" for text in texts]).replaced(missing, null)
-
-
-def _checked_start(start: Tensor, shape: tuple[int, ...]) -> Tensor:
-    if start.shape != shape:
-        raise ConfigError(f"start has shape {tuple(start.shape)}, expected {shape}")
-    if not bool(start.isfinite().all()):
-        raise ConfigError("start holds values that are not finite")
-    return start
 
 
 def _clamped(pictures: Tensor) -> Tensor:
