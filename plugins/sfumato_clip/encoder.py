@@ -101,11 +101,11 @@ class ClipTextEncoder(TextEncoderModule):
 
 
 def _in_a_row(chunks: TextEmbedding, first: int, end: int) -> TextEmbedding:
-    """The chunks `first` to `end` as one prompt."""
+    """The chunks `first` to `end` as one prompt; pooled is their mean, so that no word is lost."""
     return TextEmbedding(
         tokens=chunks.tokens[first:end].flatten(0, 1)[None],
         mask=chunks.mask[first:end].flatten()[None],
-        pooled=chunks.pooled[first : first + 1],
+        pooled=chunks.pooled[first:end].mean(dim=0, keepdim=True),
     )
 
 

@@ -29,7 +29,8 @@ class Density(TimeSampler):
 
     def draw(self, u: Tensor, row: Tensor, rows: int, step: int, schedule: NoiseSchedule) -> Tensor:
         """Times (B,) float64 in (0, 1], from u alone."""
-        return Uniform().draw(self.quantile(u, schedule), row, rows, step, schedule)
+        t = self.quantile(u, schedule).clamp(max=1)  # rounding may leave it a bit above
+        return Uniform().draw(t, row, rows, step, schedule)
 
 
 @attrs.frozen(kw_only=True)
