@@ -16,7 +16,7 @@ from sfumato import ConfigError, Denoiser, DenoiserModule, Pipeline, TimeGrid, c
 from sfumato import pictures as files
 from sfumato.randomness import Draw
 from sfumato.testing.mixture import Mixture, QuarterCircle, clusters, gaussian
-from sfumato.trajectory import guidance_step, last, rising
+from sfumato.trajectory import last, rising
 from sfumato_guidance import NoGuidance
 from sfumato_schedules import LinearBeta, Times
 
@@ -259,8 +259,6 @@ def test_rising_times():
     ]
     assert rising(falling[:2], table).tolist() == [0.5, 1.0]
     assert falling.tolist() == [1, 0.5, 0]
-    indices = [guidance_step(t, falling.flip(0), CIRCLE, 0).index for t in falling.flip(0)[1:]]
-    assert indices == [1, 2]
 
 
 @attrs.frozen(kw_only=True)

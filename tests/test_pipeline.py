@@ -94,10 +94,26 @@ def test_negatives_reach_the_guidance_in_every_form(pipeline):
     assert not torch.allclose(plain, one, atol=1e-2)
     assert torch.allclose(one, sample(["a square"] * 3), atol=1e-6)
     assert torch.allclose(one, sample([["a square"]] * 3), atol=1e-6)
-    # where there is no negative text the null condition takes its place, which subtracts nothing
-    mixed = sample([[], ["a square"], ["a square"]])
-    assert torch.allclose(mixed[0], plain[0], atol=1e-5)
-    assert torch.allclose(mixed[1:], one[1:], atol=1e-5)
+    assert message(sample, [[], ["a square"], ["a square"]]) == (
+        "prompts with 0 and 1 negatives walk apart; draw them with `sample`, which does so"
+    )
+
+
+def test_prompts_with_other_numbers_of_negatives_do_not_touch_each_other(pipeline):
+    """Also under a guidance for which another text in the place of a missing one would matter."""
+    for name in ("negative_prompt", "nag"):
+        guidance = sfumato.create("guidance", name)
+
+        def sample(prompts, negative, seed, guidance=guidance):
+            return pipeline.sample(
+                prompts, negative=negative, seed=seed, guidance=guidance, steps=2
+            )
+
+        negatives = [["a square"], [], ["a square", "a red shape"]]
+        together = sample(PROMPTS, negatives, [1, 2, 3])
+        for i in range(3):
+            alone = sample(PROMPTS[i : i + 1], negatives[i : i + 1], [i + 1])
+            assert (alone[0] - together[i]).abs().max() < 1e-5
 
 
 def test_the_customary_negative_prompt_is_one_of_ours(pipeline):
@@ -335,3 +351,25 @@ def test_a_png_carries_its_settings(tmp_path):
         assert [image.getpixel(at) for at in ((10, 10), (110, 10), (10, 110))] == [
             (0, 0, 0), (128, 128, 128), (255, 255, 255),
         ]  # fmt: skip
+
+
+@attrs.frozen(kw_only=True)
+class Noting(NoGuidance):
+    """Notes in which interval it is asked."""
+
+    asked: list = attrs.field(factory=list, eq=False)
+
+    def combine(self, predictions, step, guided, memory):
+        self.asked.append(step.index)
+        return super().combine(predictions, step, guided, memory)
+
+
+def test_guidance_is_told_the_interval_also_between_grid_times_and_on_the_way_up(small_run):
+    """A sampler that asks twice in a step is in that step both times."""
+    pipeline = load(small_run, "sampler=dpm2")
+    guidance = Noting()
+    pipeline.sample(["a"], steps=3, guidance=guidance)
+    assert guidance.asked == [0, 0, 1, 1, 2]  # the last step ends in x0 itself
+    guidance.asked.clear()
+    pipeline.invert(torch.zeros(1, 3, 16, 16), ["a"], steps=3, guidance=guidance)
+    assert guidance.asked == [2, 2, 1, 1, 0, 0]

@@ -81,9 +81,9 @@ class Plan:
         schedule = self.settings.noise_schedule
         return frozenset(
             branch
-            for t in self.times[:-1]
+            for index, t in enumerate(self.times[:-1])
             for branch in self.guidance.branches(
-                trajectory.guidance_step(t, self.times, schedule, self.negatives)
+                trajectory.guidance_step(t, self.times, schedule, self.negatives, index)
             )
         )
 

@@ -253,8 +253,8 @@ class LossWeight(Component):
 
     @abstractmethod
     def __call__(self, noised: Noised, prediction: PredictionType) -> Tensor:
-        """Weights (B,) on the loss of this prediction type, such that x0 is weighted alike for
-        every type.
+        """Weights (B,) on the squared error of this prediction type, such that x0 is weighted alike
+        for every type. Other distances are weighted by the same factor.
         """
 
 
@@ -289,7 +289,9 @@ class Guidance(Component):
 
     @property
     def w(self) -> float | None:
-        """The scale in the convention of the paper, s - 1, for the record; None without a scale."""
+        """S - 1, the w of Ho & Salimans (2022, arXiv:2207.12598), for the record; None without a
+        scale.
+        """
         return None
 
     @abstractmethod

@@ -5,7 +5,7 @@ With a = alpha and b = sigma, `x_t = a x0 + b eps` and a network may predict
     epsilon  eps
     x0       x0
     v        a eps - b x0            (Salimans & Ho, 2022, arXiv:2202.00512)
-    flow     eps - x0                (Lipman et al., 2022, arXiv:2210.02747)
+    flow     eps - x0                (Esser et al., 2024, arXiv:2403.03206)
 
 Each of them and x_t give x0 and eps by solving two linear equations, for any (a, b), variance
 preserving or not. Everything else in the project speaks x0 and eps only.

@@ -221,7 +221,8 @@ class Guided(Prediction):
 class GuidanceStep:
     """Where the reverse process stands, in host numbers, so that a branch can be left out.
 
-    `index` counts the intervals behind, of `steps`; each prompt has `negatives` negative texts.
+    `index` is the interval, of `steps`, counted from the noisiest; each prompt has `negatives`
+    negative texts.
     """
 
     t: float

@@ -39,7 +39,7 @@ class Request:
 
     Attributes:
         prompts: B texts.
-        negatives: B texts for each negative, None where a prompt has fewer: null subtracts nothing.
+        negatives: those of each prompt, which may be none.
         seed: one number for all, or one for each.
         examples: (B,) int64, whose noise each picture gets.
         steps: intervals of the time grid; None for the pipeline's.
@@ -51,7 +51,7 @@ class Request:
     """
 
     prompts: tuple[str, ...]
-    negatives: tuple[tuple[str | None, ...], ...]
+    negatives: tuple[tuple[str, ...], ...]
     seed: int | tuple[int, ...]
     examples: Tensor
     steps: int | None
@@ -107,15 +107,16 @@ class Request:
         )
 
     def batches(self, size: int) -> Iterator[Self]:
-        """The same pictures, at most `size` at once."""
+        """The same pictures in their order, at most `size` at once, all of a batch with as many
+        negatives.
+        """
         if _whole(size, "batch") < 1:
             raise ConfigError(f"expected a batch of at least 1, got {size}")
-        for first in range(0, len(self.prompts), size):
-            rows = slice(first, first + size)
+        for rows in _runs([len(texts) for texts in self.negatives], size):
             yield attrs.evolve(
                 self,
                 prompts=self.prompts[rows],
-                negatives=tuple(texts[rows] for texts in self.negatives),
+                negatives=self.negatives[rows],
                 seed=self.seed if isinstance(self.seed, int) else self.seed[rows],
                 examples=self.examples[rows],
                 start=None if self.start is None else self.start[rows],
@@ -176,9 +177,9 @@ def _seeds(seed: int | Sequence[int], count: int) -> int | tuple[int, ...]:
     return seeds
 
 
-def _negatives(negative: Negative, count: int) -> tuple[tuple[str | None, ...], ...]:
+def _negatives(negative: Negative, count: int) -> tuple[tuple[str, ...], ...]:
     if negative is None:
-        return ()
+        return ((),) * count
     if not isinstance(negative, Sequence):
         raise ConfigError(f"expected negative to be texts, got {negative!r}")
     items = [negative] * count if isinstance(negative, str) else list(negative)
@@ -187,6 +188,17 @@ def _negatives(negative: Negative, count: int) -> tuple[tuple[str | None, ...], 
             f"{len(items)} negatives for {count} prompts",
             remedy="give one text for all, or one item for each prompt",
         )
-    texts = [[item] if isinstance(item, str) else list(item or ()) for item in items]
-    most = max((len(item) for item in texts), default=0)
-    return tuple(tuple(item[i] if i < len(item) else None for item in texts) for i in range(most))
+    found = tuple((item,) if isinstance(item, str) else tuple(item or ()) for item in items)
+    if not all(isinstance(text, str) for texts in found for text in texts):
+        raise ConfigError(f"expected negative to be texts, got {negative!r}")
+    return found
+
+
+def _runs(values: Sequence[int], most: int) -> Iterator[slice]:
+    """Slices of equal values, in order, each of at most `most`."""
+    first = 0
+    for place in range(1, len(values) + 1):
+        ends = place == len(values) or values[place] != values[first]
+        if ends or place - first == most:
+            yield slice(first, place)
+            first = place

@@ -74,13 +74,15 @@ class GuidedDenoiser:
         """
         self.models, self.guidance, self.schedule = models, guidance, schedule
         self.texts, self.times = texts, times
+        self.index = 0
+        """The interval that the sampler is in; whoever walks moves it on."""
         self._memory: Any = None
         self._conditions: dict[tuple[Branch, ...], Any] = {}
 
     def __call__(self, x: Tensor, t: Tensor) -> Guided:
         """Args: x (B, C, H, W); t, (), float64 on the CPU."""
         negatives = len(self.texts.negatives)
-        step = trajectory.guidance_step(t, self.times, self.schedule, negatives)
+        step = trajectory.guidance_step(t, self.times, self.schedule, negatives, self.index)
         branches = self.guidance.branches(step)
         # A sampler may ask between the times of the grid, which no check before has seen.
         settings = {name: model.settings for name, model in self.models.items()}

@@ -67,16 +67,15 @@ def rising(times: Tensor, schedule: NoiseSchedule) -> Tensor:
 
 
 def guidance_step(
-    t: Tensor, times: Tensor, schedule: NoiseSchedule, negatives: int
+    t: Tensor, times: Tensor, schedule: NoiseSchedule, negatives: int, index: int
 ) -> GuidanceStep:
-    """Where a walk along `times`, falling or rising, stands at t, (); float64 on the CPU."""
+    """Where a walk along `times` stands at t, (), in the interval `index`; float64 on the CPU."""
     alpha, sigma = schedule.alpha_sigma(t)
-    behind = times > t if times[0] > times[-1] else times < t
     return GuidanceStep(
         t=float(t),
         alpha=float(alpha),
         sigma=float(sigma),
-        index=int(behind.sum()),
+        index=index,
         steps=len(times) - 1,
         negatives=negatives,
     )

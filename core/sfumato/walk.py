@@ -20,11 +20,11 @@ from sfumato.randomness import Draw
 from sfumato.sampling import GuidedDenoiser, Texts, reverse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from sfumato.interfaces import Denoise
     from sfumato.pipeline import Pipeline
-    from sfumato.records import SampleStep, TextEmbedding
+    from sfumato.records import SampleStep
     from sfumato.request import Request
 
 
@@ -43,10 +43,16 @@ class Walk:
                 remedy="finish the run before drawing from it",
             )
         self.pipeline, self.request = pipeline, request
+        counts = {len(texts) for texts in request.negatives}
+        if len(counts) > 1:
+            raise ConfigError(
+                f"prompts with {' and '.join(map(str, sorted(counts)))} negatives walk apart",
+                remedy="draw them with `sample`, which does so",
+            )
         self.plan = pipeline.plan(
             steps=request.steps,
             guidance=request.guidance,
-            negatives=len(request.negatives),
+            negatives=counts.pop(),
             strength=request.strength,
         )
         if self.plan.mapping is not None:
@@ -69,12 +75,14 @@ class Walk:
             x = editing.noised_start(draw(0), plan, x0, painted)
         else:
             x = _checked_start(request.start, (len(examples), *shape)).to(pipeline.device).float()
-        denoise: Denoise = self._denoise(plan.times)
+        guided = self._denoise(plan.times)
+        denoise: Denoise = guided
         if x0 is not None and painted is not None:
             denoise = editing.keeping(denoise, schedule, x0, painted)
         calls = itertools.count(1)
         sampler, times = pipeline.settings.sampler, plan.times
         for step in reverse(sampler, denoise, schedule, x, times, lambda: draw(next(calls))):
+            guided.index = step.index + 1
             pipeline.watchers.notify("sfumato_on_sample_step", step=step)
             yield step
 
@@ -87,10 +95,11 @@ class Walk:
         times = trajectory.rising(plan.times, schedule)
         assert self.request.image is not None
         x = self._latents(self.request.image) * editing.shrinking(plan, times)
-        denoise = self._denoise(times)
-        sampler = pipeline.settings.sampler
-        for step in reverse(sampler, denoise, schedule, x, times, editing.no_noise):
-            x = step.x
+        guided = self._denoise(times)
+        last, sampler = len(times) - 2, pipeline.settings.sampler
+        guided.index = last  # the interval is called alike in both directions
+        for step in reverse(sampler, guided, schedule, x, times, editing.no_noise):
+            guided.index, x = max(last - step.index - 1, 0), step.x
         return x
 
     def _denoise(self, times: Tensor) -> GuidedDenoiser:
@@ -99,14 +108,10 @@ class Walk:
         texts = Texts(
             prompt=pipeline.encode(request.prompts),
             null=null,
-            negatives=[self._encode_or_null(texts, null) for texts in request.negatives],
+            negatives=[pipeline.encode(texts) for texts in zip(*request.negatives, strict=True)],
         )
         schedule = pipeline.settings.noise_schedule
         return GuidedDenoiser(pipeline.models(), self.plan.guidance, schedule, texts, times)
-
-    def _encode_or_null(self, texts: Sequence[str | None], null: TextEmbedding) -> TextEmbedding:
-        missing = torch.tensor([text is None for text in texts], device=self.pipeline.device)
-        return self.pipeline.encode([text or "" for text in texts]).replaced(missing, null)
 
     def _latents(self, image: Tensor) -> Tensor:
         pipeline = self.pipeline

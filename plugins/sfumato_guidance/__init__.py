@@ -5,6 +5,8 @@ intervals     interval                           another one, at some noise leve
 projections   apg, cfg_zero_star, tcfg, perp_neg directions, per example
 spaces        rescale, thresholding              what works on the result of others
 chains        chain, cfg_plus_plus               one after the other; renoised otherwise
+attention     pag, seg, slg, nag                 away from what a perturbed network says
+weak          autoguidance                       away from what a weaker model says
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class AdaptiveProjectedGuidance(PushedGuidance):
     """p + (s - 1) (d_perp + eta d_par), d = p - u split across and along p.
 
     The part along p mostly saturates the picture, so eta = 0 leaves it out. Before, d is shortened
-    to a norm of r, and a negative momentum takes away what earlier steps have pushed already:
+    to a norm of r, and a negative momentum takes away what earlier predictions have pushed already:
     d <- p - u + beta d_before, which is its `memory`. At eta = 1 without norm and momentum it is
     `cfg` at s, exactly. Norms grow with the size of the latents: r = 15 is the paper's for SDXL.
 

@@ -47,7 +47,7 @@ class L1(Distance):
     """The absolute value.
 
     References:
-        Palette: Image-to-Image Diffusion Models, 2021, arXiv:2111.05826, Section 5.1: fewer
+        Palette: Image-to-Image Diffusion Models, 2021, arXiv:2111.05826: fewer
         hallucinations than with the square, and less diversity
     """
 

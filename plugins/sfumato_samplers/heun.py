@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import attrs
 from attrs.validators import ge, gt, le
 
-from sfumato import Denoise, NoiseSchedule, Sampler, SampleStep, option
+from sfumato import ConfigError, Denoise, NoiseSchedule, Sampler, SampleStep, option
 from sfumato_samplers.intervals import Interval, Level, intervals, time_of
 from sfumato_samplers.stepping import SingleStepSampler
 
@@ -112,6 +112,14 @@ class Restart(Sampler):
     low: float = option(0.1, "t_min: it restarts at the first time that is not above", gt(0.0))
     high: float = option(2.0, "t_max: how far up the noise leads, at most", gt(0.0))
     repeats: int = option(2, "K: how often", ge(0), le(100))
+
+    def __attrs_post_init__(self) -> None:
+        if self.low >= self.high:
+            raise ConfigError(
+                f"it restarts at {self.low} and rises to {self.high} only",
+                place="sampler restart",
+                remedy="choose low below high",
+            )
 
     @property
     def order(self) -> int | None:

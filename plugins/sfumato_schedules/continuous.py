@@ -28,7 +28,7 @@ class VP(NoiseSchedule):
     The limit of `linear` for ever more steps.
 
     References:
-        Score-Based Generative Modeling through Stochastic Differential Equations, 2021,
+        Score-Based Generative Modeling through Stochastic Differential Equations, 2020,
         arXiv:2011.13456, Equation 33
     """
 

@@ -157,7 +157,7 @@ class Linspace(IndexGrid):
 
 @attrs.frozen(kw_only=True)
 class SGMUniform(IndexGrid):
-    """floor((T - 1) k / N) for k = N ... 1: like `linspace`, but it never visits the first entry.
+    """floor((T - 1) k / N) for k = N ... 1: like `linspace`, without the first entry for N < T.
 
     References:
         SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis, 2023,

@@ -54,8 +54,9 @@ class Stratified(TimeSampler):
 class LowDiscrepancy(TimeSampler):
     """The van der Corput sequence, which is Sobol's in one dimension, over rows and steps.
 
-    Element n = step rows + row is n's bits mirrored at the binary point. So 2^k rows hit each of
-    2^k equal intervals once at every step, and 2^m steps of them each of 2^(k + m).
+    Element n = step rows + row is the bits of n + 1 mirrored at the binary point, as the sequence
+    begins with 0, a time without noise. So 2^k rows hit each of 2^k equal intervals once at every
+    step, and 2^m steps of them each of 2^(k + m). Only what is below the last bit follows the seed.
 
     References:
         On the distribution of points in a cube and the approximate evaluation of integrals, Sobol,
@@ -70,7 +71,7 @@ class LowDiscrepancy(TimeSampler):
     def draw(self, u: Tensor, row: Tensor, rows: int, step: int, schedule: NoiseSchedule) -> Tensor:
         """Times (B,) float64 in (0, 1]; u fills in what is below the last bit."""
         mirrored = u
-        number = step * rows + row
+        number = step * rows + row + 1
         for bit in reversed(range(self.BITS)):
             mirrored = (mirrored + (number >> bit & 1)) / 2
         return self.density.draw(mirrored, row, rows, step, schedule)
