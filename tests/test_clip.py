@@ -427,11 +427,12 @@ def features(count=6, width=5):
 
 
 class TestContrastive:
-    def test_formula(self):
+    def test_formula(self, parity):
         images, texts, scale = features()
         values, _ = contrastive_losses(images, texts, scale, torch.eye(6, dtype=torch.bool))
         expected = torch.tensor(formula(images, texts, scale), dtype=torch.float64)
         torch.testing.assert_close(values, expected, rtol=1e-6, atol=0)
+        parity(Contrastive(), "the paper's formula", "losses, float64", values, expected)
 
     def test_gradient(self):
         inputs = [tensor.requires_grad_() for tensor in features(4)]

@@ -10,7 +10,7 @@ from small import ROOT
 
 KINDS = {
     "noise_schedule", "time_grid", "time_sampler", "sampler", "guidance", "loss", "loss_weight",
-    "denoiser", "text_encoder",
+    "denoiser", "text_encoder", "autoencoder", "objective",
 }  # fmt: skip
 PAGE = (ROOT / "docs" / "parity.md").read_text()
 

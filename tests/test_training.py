@@ -100,7 +100,7 @@ def test_bfloat16_is_another_arithmetic(registry, small_run, tmp_path):
     assert half[0].loss == pytest.approx(logged[0]["loss"], rel=0.05)
 
 
-def test_the_denoising_loss_is_its_formula(registry):
+def test_the_denoising_loss_is_its_formula(registry, parity):
     from sfumato import Draw, Pipeline
     from sfumato_losses import P2
 
@@ -126,7 +126,10 @@ def test_the_denoising_loss_is_its_formula(registry):
     squared = (output - eps).square().mean(dim=(1, 2, 3))
     weight = 1 / (1 + (alpha / sigma) ** 2)
     assert isinstance(experiment.loss_weight, P2)
-    assert torch.allclose(found.values.double(), squared * weight, rtol=1e-4)
+    expected = squared * weight
+    assert torch.allclose(found.values.double(), expected, rtol=1e-4)
+    objective = experiment.stages["denoiser"].objective
+    parity(objective, "the paper's formula", "losses, float32", found.values.double(), expected)
     assert found.numbers["text_dropout"].tolist() == [1.0] * 8
 
 
