@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection
 
 
+Chunk = tuple[list[int], int]
+
+
 class ClipTextEncoder(TextEncoderModule):
     """The text side of CLIP: tokens after the final LayerNorm, pooled at the end token.
 
@@ -41,6 +44,7 @@ class ClipTextEncoder(TextEncoderModule):
         self.model = model.float()
         self.files = files
         self._tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
+        self._splits = False
         config = model.config.get_text_config()
         self.width = config.hidden_size
         self.positions = config.max_position_embeddings
@@ -50,8 +54,7 @@ class ClipTextEncoder(TextEncoderModule):
 
     def split_long_prompts(self) -> None:
         """From now on encodes a prompt of more tokens than `positions` in chunks."""
-        # What the tokenizer cuts off it keeps as further chunks, each with a start and an end.
-        self._tokenizer.enable_truncation(self.positions)
+        self._splits = True
 
     def check(self, prompts: Iterable[str]) -> None:
         """Raises ConfigError where a prompt is too long and not to be split."""
@@ -78,26 +81,36 @@ class ClipTextEncoder(TextEncoderModule):
             *(_in_a_row(encoded, first, end) for first, end in itertools.pairwise(ends))
         )
 
-    def _encode(self, chunks: Sequence[Encoding]) -> TextEmbedding:
+    def _encode(self, chunks: Sequence[Chunk]) -> TextEmbedding:
         device, model = self.model.device, self.model
-        ids = torch.tensor([chunk.ids for chunk in chunks], device=device)
-        mask = torch.tensor([chunk.attention_mask for chunk in chunks], device=device).bool()
+        ids = torch.tensor([ids for ids, _ in chunks], device=device)
+        mask = torch.arange(self.positions, device=device) < torch.tensor(
+            [[length] for _, length in chunks], device=device
+        )
         hidden = getattr(model, "text_model", model)(input_ids=ids)
         pooled = hidden.pooler_output
         if hasattr(model, "text_projection"):
             pooled = model.text_projection(pooled)
         return TextEmbedding(tokens=hidden.last_hidden_state, mask=mask, pooled=pooled)
 
-    def _chunks(self, prompt: str, encoding: Encoding) -> list[Encoding]:
-        """What the model reads at once, `positions` tokens each."""
-        if len(encoding.ids) > self.positions:
+    def _chunks(self, prompt: str, encoding: Encoding) -> list[Chunk]:
+        """What the model reads at once: its `positions` tokens, and how many are no padding."""
+        if len(encoding.ids) <= self.positions:
+            return [(encoding.ids, sum(encoding.attention_mask))]
+        if not self._splits:
             raise ConfigError(
                 f"{len(encoding.ids)} tokens with start and end, but the text encoder reads "
                 f"{self.positions}",
                 place=f"prompt {textwrap.shorten(prompt, 60, placeholder=' ...')!r}",
                 remedy="shorten it, or split it with --set text_encoder.long_prompts=chunks",
             )
-        return [encoding, *encoding.overflowing]
+        # Truncation by the tokenizer would do it, too, but versions differ in what they keep.
+        start, *content, end = encoding.ids
+        size, pad = self.positions - 2, (self._tokenizer.padding or {})["pad_id"]
+        pieces = (content[first : first + size] for first in range(0, len(content), size))
+        return [
+            ([start, *piece, end, *(size - len(piece)) * [pad]], len(piece) + 2) for piece in pieces
+        ]
 
 
 def _in_a_row(chunks: TextEmbedding, first: int, end: int) -> TextEmbedding:
