@@ -13,7 +13,6 @@ from diffusers import SkipLayerGuidance as PeerSLG
 from diffusers import SmoothedEnergyGuidance as PeerSEG
 
 from sfumato import Against, Branch, GuidanceStep, Guided, solve
-from sfumato.testing import conformance
 from sfumato_guidance import ClassifierFreeGuidance
 from sfumato_guidance.attention import (
     NormalizedAttentionGuidance,
@@ -56,11 +55,6 @@ def guide(method, guided=None):
 def same(guided, eps):
     torch.testing.assert_close(guided.eps, eps, rtol=0, atol=1e-12)
     torch.testing.assert_close(0.6 * guided.x0 + 0.8 * guided.eps, X_T, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("component", [*EVERY, NormalizedAttentionGuidance])
-def test_keeps_the_laws(component):
-    conformance.check(component, draws=50)
 
 
 @pytest.mark.parametrize("kind", ATTENTION)
