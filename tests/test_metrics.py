@@ -61,7 +61,9 @@ class Sampler:
     """Stands in for a pipeline: draws what the prompt says, with less noise at a higher scale."""
 
     def __init__(self, data, guidance=None, encoder=None):
-        self.settings = types.SimpleNamespace(data=data, guidance=guidance or Scaled())
+        self.settings = types.SimpleNamespace(
+            data=data, given_data=lambda: data, guidance=guidance or Scaled()
+        )
         self.text_encoder = encoder
 
     def plan(self, **request):
@@ -157,7 +159,7 @@ def test_a_blank_picture_shows_no_color_and_no_shape(background):
 
 
 def test_shape_attributes_needs_data_that_can_parse():
-    pipeline = types.SimpleNamespace(settings=types.SimpleNamespace(data=Scaled()))
+    pipeline = types.SimpleNamespace(settings=types.SimpleNamespace(given_data=Scaled))
     with pytest.raises(sfumato.ConfigError) as caught:
         ShapeAttributes().build(pipeline)
     assert str(caught.value) == (

@@ -19,6 +19,7 @@ from sfumato import (
     SampleStep,
     TimeGrid,
 )
+from sfumato.engine import Undrawn
 from sfumato_guidance import ClassifierFreeGuidance, NegativePrompt, NoGuidance
 
 PROMPTS = ["a red circle", "a blue square", "a green triangle on a white background"]
@@ -183,6 +184,39 @@ def test_overrides_of_a_run_swap_components_but_not_what_was_trained(small_run):
     pipeline = Pipeline.load(small_run, ["sampler=ddpm", "guidance.scale=2"])
     assert pipeline.settings.sampler.name == "ddpm"
     assert pipeline.settings.guidance.scale == 2.0
+
+
+def test_a_pipeline_samples_without_data_at_any_size(small_run, pipeline):
+    said = "nothing says how large pictures are; give height and width (--set sampling.size=[512,512]), or data"
+    assert message(Pipeline.load, small_run, ["data=null"]) == said
+    without = load(small_run, "data=null", "sampling.size=[16, 16]")
+    torch.testing.assert_close(without.sample(PROMPTS), pipeline.sample(PROMPTS), rtol=0, atol=0)
+    wide = Pipeline.load(small_run, ["data=null", "sampling.size=[8, 24]"])
+    assert wide.sample(PROMPTS).shape == (3, 3, 8, 24)
+    assert message(Pipeline.load, small_run, ["sampling.size=[8, 23]"]).startswith(
+        "latents are 8 x 23, but the denoiser 'unet' needs multiples of 2"
+    )
+
+
+def test_half_precision_is_that_of_weights_and_near_the_picture(small_run, pipeline):
+    half = load(small_run, "sampling.precision=bfloat16")
+    assert {p.dtype for m in half.modules().values() for p in m.parameters()} == {torch.bfloat16}
+    half.denoiser.load_state_dict(pipeline.denoiser.state_dict())
+    images, exact = half.sample(PROMPTS), pipeline.sample(PROMPTS)
+    assert images.dtype == torch.float32
+    error = (images - exact).norm() / exact.norm()
+    assert 0 < error < 0.1
+
+
+def test_modules_are_built_undrawn_where_weights_follow():
+    before = torch.random.get_rng_state()
+    with Undrawn():
+        linear = torch.nn.Linear(64, 64)
+        normal = torch.nn.Embedding(9, 64)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert linear.weight.shape == (64, 64) and normal.weight.shape == (9, 64)
+    torch.nn.Linear(64, 64)
+    assert not torch.equal(torch.random.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(

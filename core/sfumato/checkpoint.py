@@ -44,13 +44,14 @@ def write(
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
-        weights = {f"{slot}.safetensors": _bytes(state) for slot, state in modules.items()}
-        if clash := weights.keys() & files.keys():
+        names = [f"{slot}.safetensors" for slot in modules]
+        if clash := files.keys() & set(names):
             raise CheckpointError(f"two files are named {', '.join(clash)}", place=str(path))
-        contents = {**weights, **files}
-        for name, content in contents.items():
+        for name, state in zip(names, modules.values(), strict=True):
+            _write_weights(temporary / name, state)
+        for name, content in files.items():
             _write_synced(temporary / name, content)
-        hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        hashes = {name: _hash(temporary / name) for name in (*names, *files)}
         manifest = json.dumps({**facts, "files": hashes}, indent=1)
         _write_synced(temporary / MANIFEST, manifest.encode())
         _sync(temporary)
@@ -87,22 +88,22 @@ def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, bytes]]:
         CheckpointError: a file is missing, differs from its hash, or is not what its name says.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load
+    from safetensors.torch import load_file
 
     hashes, _ = _manifest(path)
     modules: dict[str, dict[str, Tensor]] = {}
     files: dict[str, bytes] = {}
     for name, wanted in hashes.items():
-        content = _read_checked(path, name, wanted)
+        checked = _checked(path, name, wanted)
         if name.endswith(".safetensors"):
             try:
-                modules[name.removesuffix(".safetensors")] = load(content)
+                modules[name.removesuffix(".safetensors")] = load_file(checked)
             except SafetensorError as error:
                 raise CheckpointError(
                     f"is not safetensors: {error}", place=str(path / name)
                 ) from error
         else:
-            files[name] = content
+            files[name] = checked.read_bytes()
     return modules, files
 
 
@@ -143,10 +144,22 @@ def _manifest(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
         raise CheckpointError(problem, place=str(path)) from error
 
 
-def _bytes(state: Mapping[str, Tensor]) -> bytes:
-    from safetensors.torch import save
+def _write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """As `_write_synced`; what is large is never held twice."""
+    from safetensors.torch import save_file
 
-    return save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    path.touch()
+    mode = path.stat().st_mode  # by the umask; safetensors leaves a file that only its owner reads
+    save_file(tensors, path)
+    path.chmod(mode)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_synced(path: Path, content: bytes) -> None:
@@ -165,16 +178,17 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def _read_checked(folder: Path, name: str, wanted: str) -> bytes:
+def _checked(folder: Path, name: str, wanted: str) -> Path:
+    """A file of a checkpoint, which is what the manifest says."""
     path = folder / name
     if Path(name).name != name or path.is_symlink():
         raise CheckpointError("the manifest names a path outside the checkpoint", place=str(path))
     try:
-        content = path.read_bytes()
+        found = _hash(path)
     except OSError as error:
         raise CheckpointError(f"cannot be read: {error.strerror}", place=str(path)) from error
-    if hashlib.sha256(content).hexdigest() != wanted:
+    if found != wanted:
         raise CheckpointError(
             "differs from its hash in the manifest: it is damaged", place=str(path)
         )
-    return content
+    return path

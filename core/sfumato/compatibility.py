@@ -111,6 +111,11 @@ def check_training(experiment: Experiment, weak: Trained | None = None) -> None:
     """
     if not experiment.stages:
         raise ConfigError(f"experiment {experiment.name!r} has no stages", remedy="add `stages`")
+    drawn, given = experiment.picture_size, experiment.given_data().picture_size
+    if drawn != given:
+        problem = f"training draws pictures of {drawn[0]} x {drawn[1]}, but data has {given[0]} x "
+        remedy = "leave sampling.size out, or change the size of the data"
+        raise ConfigError(f"{problem}{given[1]}", place="sampling.size", remedy=remedy)
     check_assembly(experiment)
     evaluation = experiment.evaluation
     trains = {stage.objective.trains for stage in experiment.stages.values()}
@@ -189,7 +194,7 @@ def check_schedule(settings: PipelineSettings) -> None:
 
 def check_picture_size(settings: PipelineSettings) -> None:
     """Pictures divide into latents, and latents into what the denoiser needs."""
-    (height, width), factor = settings.data.picture_size, settings.autoencoder.factor
+    (height, width), factor = settings.picture_size, settings.autoencoder.factor
     if height % factor or width % factor:
         raise ConfigError(
             f"pictures are {height} x {width}, but the autoencoder "

@@ -5,17 +5,27 @@ Knows nothing about diffusion.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
     from contextlib import AbstractContextManager
 
-    from torch import Tensor
+
+_DRAWS = (
+    Tensor.uniform_,
+    Tensor.normal_,
+    nn.init.uniform_,
+    nn.init.normal_,
+    nn.init.kaiming_uniform_,
+)
+"""What fills weights; those of `nn.init` that are not here end in a method of Tensor that is."""
 
 
 def usable(device: str) -> torch.device:
@@ -31,6 +41,25 @@ def usable(device: str) -> torch.device:
         remedy = f"usable here: {', '.join(['cpu', *gpus])}"
         raise ConfigError("cannot be used", place=f"device {device}", remedy=remedy) from error
     return torch.device(device)
+
+
+class Undrawn(TorchFunctionMode):
+    """Inside, modules are built without drawing their weights, which is what takes long: those of a
+    checkpoint follow.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Leaves a tensor that was to be filled at random as it is."""
+        named = kwargs or {}
+        if func in _DRAWS:
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
 
 
 class Single:

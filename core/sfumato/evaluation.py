@@ -23,7 +23,7 @@ SHEET = 32
 
 def prompts(pipeline: Pipeline, count: int) -> list[str]:
     """The first captions of the held-out split, from the start again where there are too few."""
-    split = pipeline.settings.data.split("test")
+    split = pipeline.settings.given_data().split("test")
     return [split.caption(i % len(split)) for i in range(count)]
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Literal
 
 import attrs
-from attrs.validators import ge, gt, lt, optional
+from attrs.validators import deep_iterable, ge, gt, lt, max_len, min_len, optional
 
+from sfumato.errors import ConfigError
 from sfumato.interfaces import (
     Autoencoder,
     Data,
@@ -31,12 +32,20 @@ from sfumato.interfaces import (
     required,
 )
 
+Precision = Literal["float32", "bfloat16", "float16"]
+
 
 @attrs.frozen(kw_only=True)
 class Sampling:
     """How pictures are drawn."""
 
     steps: int = option(25, "intervals of the time grid", ge(1))
+    size: tuple[int, ...] | None = option(
+        None,
+        "height and width in pixels; null: those of the data",
+        optional([min_len(2), max_len(2), deep_iterable(ge(1))]),
+    )
+    precision: Precision = option("float32", "of the weights and of what is computed with them")
     weak: str | None = option(None, "RUN or RUN@STEP, of the weaker model that guidance asks")
 
 
@@ -54,8 +63,36 @@ class PipelineSettings:
     time_grid: TimeGrid = required("the times that inference visits")
     sampler: Sampler = required("the reverse process")
     guidance: Guidance = required("how branches combine")
-    data: Data = required("captioned pictures")
+    data: Data | None = option(
+        None, "captioned pictures; null where nothing is trained or measured"
+    )
     sampling: Sampling = option(attrs.Factory(Sampling), "how pictures are drawn")
+
+    def given_data(self) -> Data:
+        """The data.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if self.data is None:
+            remedy = "name some, such as --set data=shapes"
+            raise ConfigError("captioned pictures are needed here", place="data", remedy=remedy)
+        return self.data
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width in pixels of what is drawn.
+
+        Raises:
+            ConfigError: nothing says it.
+        """
+        if self.sampling.size is not None:
+            height, width = self.sampling.size
+            return height, width
+        if self.data is None:
+            remedy = "give height and width (--set sampling.size=[512,512]), or data"
+            raise ConfigError("nothing says how large pictures are", remedy=remedy)
+        return self.data.picture_size
 
 
 @attrs.frozen(kw_only=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato import checkpoint, compatibility, editing, randomness, runs
-from sfumato.engine import usable
+from sfumato.engine import Undrawn, usable
 from sfumato.errors import CheckpointError
 from sfumato.records import SampleStep, Space, TextEmbedding
 from sfumato.registry import Registry
@@ -121,13 +121,14 @@ class Pipeline:
         if weak is not None:
             weak.check_neighbours(path)
         states, files = checkpoint.read(path)
-        pipeline = cls(
-            settings,
-            files,
-            watchers=registry.catalogue.watchers(),
-            schedule=trained.noise_schedule,
-            weak=weak,
-        )
+        with Undrawn():
+            pipeline = cls(
+                settings,
+                files,
+                watchers=registry.catalogue.watchers(),
+                schedule=trained.noise_schedule,
+                weak=weak,
+            )
         pipeline.trained = frozenset(trained.slots)
         pipeline.text_dropout = trained.text_dropout
         for slot, module in pipeline.modules().items():
@@ -135,7 +136,7 @@ class Pipeline:
                 checkpoint.restore(module, states[slot], str(path / f"{slot}.safetensors"))
             elif module.state_dict():
                 raise CheckpointError(f"has no weights for the {slot}", place=str(path))
-        return pipeline.to(usable(device or "cpu"))
+        return pipeline.to(usable(device or "cpu"), getattr(torch, settings.sampling.precision))
 
     def modules(self) -> dict[str, nn.Module]:
         """The built modules by slot."""
@@ -144,7 +145,7 @@ class Pipeline:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what is diffused."""
-        autoencoder, (height, width) = self.settings.autoencoder, self.settings.data.picture_size
+        autoencoder, (height, width) = self.settings.autoencoder, self.settings.picture_size
         return autoencoder.channels, height // autoencoder.factor, width // autoencoder.factor
 
     @property
@@ -152,12 +153,17 @@ class Pipeline:
         """Where the denoiser's weights are."""
         return next(self.denoiser.parameters()).device
 
-    def to(self, device: str | torch.device) -> Self:
-        """Moves all modules."""
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the denoiser's weights; between the modules everything is float32."""
+        return next(self.denoiser.parameters()).dtype
+
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Self:
+        """Moves all modules, and turns their weights to `dtype`."""
         for module in self.modules().values():
-            module.to(device)
+            module.to(device, dtype)
         if self.weak is not None:
-            self._weak_denoiser.to(device)
+            self._weak_denoiser.to(device, dtype)
         return self
 
     @torch.no_grad()
@@ -250,7 +256,7 @@ class Pipeline:
             for step in Walk(self, part).down():
                 x = step.x
             with torch.no_grad():
-                pictures.append(self.autoencoder.decode(x).float().cpu())
+                pictures.append(self.autoencoder.decode(x.to(self.dtype)).float().cpu())
         found = _clamped(torch.cat(pictures))
         return found if image is None or mask is None else editing.pasted(found, image, mask)
 
@@ -301,13 +307,18 @@ class Pipeline:
     def models(self) -> dict[str, Model]:
         """The denoisers by the name that branches call them."""
         settings = self.settings.denoiser
-        models = {"main": Model(module=self.denoiser, settings=settings, schedule=self.schedule)}
+        models = {
+            "main": Model(
+                module=self.denoiser, settings=settings, schedule=self.schedule, dtype=self.dtype
+            )
+        }
         if self.weak is not None:
             trained = self.weak.trained
             models["weak"] = Model(
                 module=self._weak_denoiser,
                 settings=trained.denoiser,
                 schedule=trained.noise_schedule,
+                dtype=self.dtype,
             )
         return models
 
@@ -318,6 +329,7 @@ class Pipeline:
             channels=channels,
             height=height,
             width=width,
+            factor=self.settings.autoencoder.factor,
             text_width=self.text_encoder.width,
             pooled_width=self.text_encoder.pooled_width,
             schedule=schedule,

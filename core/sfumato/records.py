@@ -96,7 +96,7 @@ class TextEmbedding:
 @attrs.frozen(kw_only=True)
 class Space:
     """What its neighbours impose on a denoiser: the tensor it works on, the text it hears, the
-    clock it lives by.
+    clock it lives by. `factor` is how many pixels one latent is high and wide.
     """
 
     channels: int
@@ -105,6 +105,7 @@ class Space:
     text_width: int
     pooled_width: int
     schedule: NoiseSchedule
+    factor: int = 1
     extra_widths: Mapping[str, int] = attrs.field(factory=dict)
 
 

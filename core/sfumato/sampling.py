@@ -36,11 +36,14 @@ if TYPE_CHECKING:
 
 @attrs.frozen(eq=False, kw_only=True)
 class Model:
-    """A denoiser, its settings, and the schedule that it was trained with."""
+    """A denoiser, its settings, the schedule that it was trained with; `dtype` of its weights, None
+    where that is the dtype of x.
+    """
 
     module: DenoiserModule
     settings: Denoiser
     schedule: NoiseSchedule
+    dtype: torch.dtype | None = None
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -104,7 +107,8 @@ class GuidedDenoiser:
         alpha, sigma = model.schedule.alpha_sigma(t)
         x_t = x.repeat(len(branches), 1, 1, 1)
         time = t.to(x.device).expand(len(x_t))
-        output = model.module(x_t, time, self._condition(model, tuple(branches)), variant)
+        condition = self._condition(model, tuple(branches))
+        output = model.module(x_t.to(dtype=model.dtype), time, condition, variant)
         if output.shape != x_t.shape:
             raise PluginError(
                 f"expected shape {tuple(x_t.shape)}, got {tuple(output.shape)}",

@@ -67,7 +67,7 @@ def train(
     catalogue = catalogue or plugins.load()
     weak = Weak.find(experiment, catalogue)
     compatibility.check_training(experiment, None if weak is None else weak.trained)
-    split = experiment.data.split("train")
+    split = experiment.given_data().split("train")
     compatibility.check_batches(experiment, len(split))
     captions = [split.caption(i) for i in range(len(split))]
     files = experiment.text_encoder.fit(captions)

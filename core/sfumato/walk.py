@@ -115,12 +115,12 @@ class Walk:
 
     def _latents(self, image: Tensor) -> Tensor:
         pipeline = self.pipeline
-        checked = editing.checked_image(image, pipeline.settings.data.picture_size)
-        return pipeline.autoencoder.encode(checked.to(pipeline.device)).float()
+        checked = editing.checked_image(image, pipeline.settings.picture_size)
+        return pipeline.autoencoder.encode(checked.to(pipeline.device, pipeline.dtype)).float()
 
     def _painted(self, mask: Tensor) -> Tensor:
         settings = self.pipeline.settings
-        size, factor = settings.data.picture_size, settings.autoencoder.factor
+        size, factor = settings.picture_size, settings.autoencoder.factor
         return editing.latents_painted(mask.to(self.pipeline.device), size, factor)
 
 

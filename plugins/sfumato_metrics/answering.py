@@ -49,7 +49,7 @@ def full_captions(data: Data, count: int) -> dict[str, int]:
 def clip_similarity(study: ClipSimilarityStudy, pipeline: Pipeline) -> Finding:
     """Cosines of captions (rows) and pictures (columns), both sorted by caption."""
     encoder = joint_encoder(pipeline, "study.clip_similarity")
-    data = pipeline.settings.data
+    data = pipeline.settings.given_data()
     places = dict(sorted(full_captions(data, study.count).items()))
     split = data.split("test")
     images = torch.stack([split.example(index)[0] for index in places.values()])
@@ -72,7 +72,7 @@ def clip_similarity(study: ClipSimilarityStudy, pipeline: Pipeline) -> Finding:
 
 def guidance(study: GuidanceStudy, pipeline: Pipeline, seed: int) -> Finding:
     """The metrics at each scale; the picture has a row for a prompt and a column for a scale."""
-    prompts = list(full_captions(pipeline.settings.data, study.prompts))
+    prompts = list(full_captions(pipeline.settings.given_data(), study.prompts))
     texts = [prompt for prompt in prompts for _ in range(study.samples)]
     numbers: dict[str, dict[str, float]] = {}
     shown: list[Tensor] = []
@@ -181,7 +181,7 @@ def refuse_what_cannot_be_measured(study: NegativePromptStudy, pipeline: Pipelin
         ("color", "negative", [study.negative]),
         ("shape", "prompts", study.prompts),
     ):
-        blank = torch.zeros(len(prompts), 3, *pipeline.settings.data.picture_size)
+        blank = torch.zeros(len(prompts), 3, *pipeline.settings.given_data().picture_size)
         if f"{attribute}_accuracy" not in measured(study, pipeline, blank, prompts):
             said = ", ".join(map(repr, prompts))
             raise ConfigError(

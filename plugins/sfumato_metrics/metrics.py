@@ -50,7 +50,7 @@ class ShapeAttributes(Metric):
         """An empty measurement, with the vocabulary of the pipeline's data."""
         from sfumato_metrics.measuring import ShapeAttributesState
 
-        data = pipeline.settings.data
+        data = pipeline.settings.given_data()
         if not isinstance(data, DescribedShapes):
             raise ConfigError(
                 f"data {data.name!r} has no palette, backgrounds and attributes to compare with",

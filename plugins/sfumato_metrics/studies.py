@@ -47,7 +47,7 @@ class ClipSimilarityStudy(Study):
         from sfumato_metrics.measuring import joint_encoder
 
         joint_encoder(pipeline, "study.clip_similarity")
-        full_captions(pipeline.settings.data, self.count)
+        full_captions(pipeline.settings.given_data(), self.count)
 
     def run(self, pipeline: Pipeline, seed: int) -> Finding:
         """The matrix of cosines; nothing is sampled."""
@@ -96,7 +96,7 @@ class GuidanceStudy(Study):
         """
         from sfumato_metrics.answering import full_captions, scaled
 
-        full_captions(pipeline.settings.data, self.prompts)
+        full_captions(pipeline.settings.given_data(), self.prompts)
         for scale in self.scales:
             pipeline.plan(guidance=scaled(pipeline.settings.guidance, scale))
         for metric in self.metrics:

@@ -57,7 +57,7 @@ def command(
 
     pipeline = Pipeline.load(run, overrides or [], registry, device)
     texts = [prompt for prompt in prompts for _ in range(count)]
-    size = pipeline.settings.data.picture_size
+    size = pipeline.settings.picture_size
     images = pipeline.sample(
         texts,
         negative=[negative] * len(texts) if negative else None,

@@ -29,7 +29,7 @@ def experiment() -> Experiment:
 
 @functools.cache
 def _files() -> Mapping[str, bytes]:
-    split = experiment().data.split("train")
+    split = experiment().given_data().split("train")
     return experiment().text_encoder.fit([split.caption(i) for i in range(len(split))])
 
 
@@ -43,7 +43,7 @@ def pipeline() -> Pipeline:
 
 def batch(size: int) -> Batch:
     """The first captioned pictures of the training split, whose captions are distinct."""
-    split = experiment().data.split("train")
+    split = experiment().given_data().split("train")
     places = list({split.caption(i): i for i in range(len(split))}.values())[:size]
     images, captions = zip(*(split.example(i) for i in places), strict=True)
     return Batch(
