@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sfumato import Draw, Pipeline, training
+from sfumato import Draw, Pipeline, batches
 from sfumato_losses import Denoising
 
 
@@ -17,7 +17,7 @@ def losses(registry):
         captions = [split.caption(i) for i in range(len(split))]
         pipeline = Pipeline(experiment, experiment.text_encoder.fit(captions))
         module = Denoising(**options).build(pipeline)
-        batch = training.batch_at(split, 0, "stage", 8, 0, torch.device("cpu"))
+        batch = batches.batch_at(split, 0, "stage", 8, 0, torch.device("cpu"))
         draw = Draw(seed=0, stream="stage", examples=batch.rows, index=0)
         seen = {}
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sfumato import ConfigError, SfumatoError, training
+from sfumato import ConfigError, SfumatoError, batches
+from sfumato import stage as stages
 from sfumato.engine import Single
 from sfumato.experiment import Stage
 from sfumato.training import train
@@ -112,7 +113,7 @@ def test_the_denoising_loss_is_its_formula(registry, parity):
     pipeline = Pipeline(experiment, experiment.text_encoder.fit(captions))
     for parameter in pipeline.denoiser.parameters():
         parameter.normal_(std=0.15, generator=torch.Generator().manual_seed(parameter.numel()))
-    batch = training.batch_at(split, 0, "stage", 8, 0, torch.device("cpu"))
+    batch = batches.batch_at(split, 0, "stage", 8, 0, torch.device("cpu"))
     draw = Draw(seed=0, stream="stage", examples=batch.rows, index=0)
     objective = experiment.stages["denoiser"].objective.build(pipeline)
     found = objective(batch, draw)
@@ -144,7 +145,7 @@ def test_each_epoch_visits_every_example_once(registry):
     split = registry.experiment("small").data.split("train")
     examples = []
     for step in range(16):
-        batch = training.batch_at(split, 0, "stage", 8, step, torch.device("cpu"))
+        batch = batches.batch_at(split, 0, "stage", 8, step, torch.device("cpu"))
         examples += batch.examples.tolist()
         assert batch.captions == tuple(split.caption(i) for i in batch.examples.tolist())
     assert sorted(examples[:64]) == sorted(examples[64:]) == list(range(64))
@@ -153,18 +154,18 @@ def test_each_epoch_visits_every_example_once(registry):
 
 def test_the_learning_rate_rises_and_falls():
     settings = stage(learning_rate=2.0, warmup=10)
-    rates = [training.learning_rate(settings, step) for step in range(101)]
+    rates = [stages.learning_rate(settings, step) for step in range(101)]
     assert rates[0] == 0.2
     assert rates[9] == rates[10] == 2.0
     assert rates[55] == pytest.approx(1.0)
     assert rates[100] == pytest.approx(0.0)
     constant = stage(learning_rate=2.0, decay="constant")
-    assert {training.learning_rate(constant, step) for step in range(101)} == {2.0}
+    assert {stages.learning_rate(constant, step) for step in range(101)} == {2.0}
 
 
 def test_the_average_follows_its_formula():
     module = torch.nn.Linear(2, 2)
-    averaged = training.average(module, 0.9)
+    averaged = stages.average(module, 0.9)
     expected = None
     for n in range(30):
         with torch.no_grad():

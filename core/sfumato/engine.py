@@ -5,6 +5,7 @@ Knows nothing about diffusion.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -14,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
 
@@ -68,6 +69,14 @@ class Single:
     def __init__(self, device: str | None = None) -> None:
         """`device` as torch names it; by default the GPU where there is one."""
         self.device = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @contextmanager
+    def seeded(self, seed: int) -> Iterator[None]:
+        """Inside, torch's own generators begin with `seed`; they are put back afterwards."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            yield
 
     def autocast(self, precision: Literal["float32", "bfloat16"]) -> AbstractContextManager[object]:
         """The context of the forward pass."""

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from sfumato.records import Batch, Losses, Opposed, TextEmbedding
 
 
-class TextEncoderModule(nn.Module, ABC):
+class TrainableModule(nn.Module, ABC):
+    """What a stage can train."""
+
+    def trainable(self) -> Iterable[nn.Parameter]:
+        """The parameters that training moves; by default all. An adapter names its own."""
+        return self.parameters()
+
+
+class TextEncoderModule(TrainableModule):
     """Prompts to embeddings.
 
     Attributes:
@@ -71,7 +79,7 @@ class JointEncoderModule(TextEncoderModule):
         """The logarithm of the learnt factor on cosine similarities, ()."""
 
 
-class DenoiserModule(nn.Module, ABC):
+class DenoiserModule(TrainableModule):
     """Predicts epsilon, x0, v or flow, as `prediction` of its settings says."""
 
     @abstractmethod

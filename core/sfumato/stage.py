@@ -1,0 +1,176 @@
+"""One training stage under way: its weights, its optimiser and the number of its step.
+
+It knows about optimisers and averages, and nothing about diffusion, run folders or hooks. Order,
+times, noise and dropout are functions of (seed, stage, step, row), so `state` is all there is to
+keep.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from sfumato import randomness
+from sfumato.errors import SfumatoError
+from sfumato.randomness import Draw
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sfumato.engine import Single
+    from sfumato.experiment import Stage
+    from sfumato.modules import ObjectiveModule, TrainableModule
+    from sfumato.records import Batch
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@attrs.frozen(kw_only=True)
+class Outcome:
+    """What one optimiser step found; `numbers` are the objective's, in the mean."""
+
+    loss: float
+    gradient_norm: float
+    numbers: Mapping[str, float]
+
+
+class StageRun:
+    """A stage from its first step to its last.
+
+    Attributes:
+        name: of the stage.
+        settings: its loop.
+        step: how many optimiser steps are done.
+        module: what is trained, the whole slot.
+        parameters: those of it that move, by name.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: Stage,
+        module: TrainableModule,
+        objective: ObjectiveModule,
+        engine: Single,
+        seed: int,
+    ) -> None:
+        """Puts `module` in train mode; `objective` is what it is trained with."""
+        self.name, self.settings, self.seed, self.step = name, settings, seed, 0
+        self.module, self.objective, self.engine = module, objective, engine
+        module.train()
+        moved = {id(parameter) for parameter in module.trainable()}
+        self.parameters = {n: p for n, p in module.named_parameters() if id(p) in moved}
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(),
+            settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.averaged = None if settings.ema is None else average(module, settings.ema)
+
+    def advance(self, batch: Batch) -> Outcome:
+        """One optimiser step; the loss and the norm of its gradient are checked before any weight
+        moves.
+
+        Raises:
+            SfumatoError: one of them is not finite.
+        """
+        rate = learning_rate(self.settings, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        draw = Draw(seed=self.seed, stream=self.name, examples=batch.rows, index=self.step)
+        with self.engine.seeded(randomness.key(self.seed, f"{self.name}/{self.step}")[0]):
+            with self.engine.autocast(self.settings.precision):
+                losses = self.objective(batch, draw)
+            loss = losses.values.float().mean()
+            self.engine.backward(loss)
+        norm = self.engine.clip(list(self.parameters.values()), self.settings.gradient_clip)
+        value, gradient_norm = loss.item(), norm.item()
+        if not (math.isfinite(value) and math.isfinite(gradient_norm)):
+            raise SfumatoError(
+                f"loss {value:g} with gradient norm {gradient_norm:g} at learning rate {rate:g}; "
+                f"examples {batch.examples.tolist()[:8]} ...",
+                place=f"stage {self.name}, step {self.step + 1}",
+                remedy="no weight was moved; lower the learning rate, or look at these examples",
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.objective.after_step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.module)
+        self.step += 1
+        means = {key: number.float().mean().item() for key, number in losses.numbers.items()}
+        return Outcome(loss=value, gradient_norm=gradient_norm, numbers=means)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The state of the slot that is worth sampling from: averaged where there is an average."""
+        return (self.module if self.averaged is None else self.averaged.module).state_dict()
+
+    def finish(self) -> None:
+        """The average takes the place of the weights, and the slot is frozen, in eval mode."""
+        self.module.load_state_dict(dict(self.weights()))
+        self.module.eval().requires_grad_(False)
+
+    def state(self) -> dict[str, Tensor]:
+        """What `weights` does not tell: the weights that move, and the optimiser's moments."""
+        found: dict[str, Tensor] = {
+            f"weights.{name}": value for name, value in self.parameters.items()
+        }
+        for name, parameter in self.parameters.items():
+            for moment in MOMENTS:
+                found[f"{moment}.{name}"] = self.optimizer.state[parameter][moment]
+        return found
+
+    def restore(
+        self, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]
+    ) -> None:
+        """Goes on where `step` steps had been done; `weights` and `state` are what they were then.
+
+        Raises:
+            KeyError: they are those of another stage.
+        """
+        self.step = step
+        if self.averaged is not None:
+            self.averaged.module.load_state_dict(dict(weights))
+            self.averaged.n_averaged.fill_(step)
+        for name, parameter in self.parameters.items():
+            with torch.no_grad():
+                parameter.copy_(state[f"weights.{name}"])
+            self.optimizer.state[parameter] = {
+                "step": torch.tensor(float(step), device=parameter.device),
+                **{moment: state[f"{moment}.{name}"].to(parameter) for moment in MOMENTS},
+            }
+
+
+def learning_rate(stage: Stage, step: int) -> float:
+    """The learning rate at a step, counted from 0: linear warm-up, then constant or half a cosine
+    to 0.
+    """
+    if step < stage.warmup:
+        return stage.learning_rate * (step + 1) / stage.warmup
+    if stage.decay == "constant":
+        return stage.learning_rate
+    done = (step - stage.warmup) / max(stage.steps - stage.warmup, 1)
+    return stage.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def average(module: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of weights, with decay min(decay, (1 + n) / (10 + n)) at update
+    n.
+
+    A constant 0.999 would still hold 30 % of the first weights after 1,200 steps.
+    """
+
+    def update(averaged: Any, current: Any, updates: Any) -> None:
+        n = int(updates)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return AveragedModel(module, multi_avg_fn=update, use_buffers=False)
