@@ -19,7 +19,7 @@ from sfumato import (
     JointEncoderModule,
     TextEncoderModule,
 )
-from sfumato_clip import Clip, Contrastive
+from sfumato_clip import Clip, Contrastive, PretrainedClip
 from sfumato_clip.contrastive import contrastive_losses, equal_captions
 from sfumato_clip.encoder import fit_square
 from sfumato_clip.pretrained import MEAN, STD
@@ -123,11 +123,17 @@ class TestPretrained:
     @pytest.mark.parametrize("pad", ["<|endoftext|>", "!"])
     def test_text_model(self, tmp_path, pad, parity):
         peer = write_model(tmp_path, pad=pad)
-        module = Clip(pretrained=str(tmp_path)).build({})
+        module = PretrainedClip(source=str(tmp_path)).build({})
         text, inputs = module.encode(PROMPTS), ids_of(tmp_path, PROMPTS)
         expected = peer(input_ids=inputs.input_ids)
         assert inputs.input_ids[0, -1] == (0 if pad == "!" else peer.config.eos_token_id)
-        parity(Clip(), "transformers", "tokens, float32", text.tokens, expected.last_hidden_state)
+        parity(
+            PretrainedClip(),
+            "transformers",
+            "tokens, float32",
+            text.tokens,
+            expected.last_hidden_state,
+        )
         close(text.tokens, expected.last_hidden_state)
         close(text.pooled, expected.pooler_output)
         assert torch.equal(text.mask, inputs.attention_mask.bool())
@@ -137,7 +143,7 @@ class TestPretrained:
     @torch.no_grad()
     def test_text_model_with_projection(self, tmp_path):
         peer = write_model(tmp_path, transformers.CLIPTextModelWithProjection)
-        module = Clip(pretrained=str(tmp_path)).build({})
+        module = PretrainedClip(source=str(tmp_path)).build({})
         text = module.encode(PROMPTS)
         expected = peer(input_ids=ids_of(tmp_path, PROMPTS).input_ids)
         close(text.tokens, expected.last_hidden_state)
@@ -147,7 +153,7 @@ class TestPretrained:
     @torch.no_grad()
     def test_both_towers(self, tmp_path, parity):
         peer = write_model(tmp_path, transformers.CLIPModel)
-        module = Clip(pretrained=str(tmp_path)).build({})
+        module = PretrainedClip(source=str(tmp_path)).build({})
         images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
         mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
         expected = peer(
@@ -157,7 +163,9 @@ class TestPretrained:
         text, pictures = module.encode(PROMPTS), module.encode_images(images)
         ours = functional.normalize(pictures) @ functional.normalize(text.pooled).T
         theirs = expected.image_embeds @ expected.text_embeds.T
-        parity(Clip(), "transformers", "cosines of pictures and texts, float32", ours, theirs)
+        parity(
+            PretrainedClip(), "transformers", "cosines of pictures and texts, float32", ours, theirs
+        )
         close(functional.normalize(text.pooled), expected.text_embeds)
         close(functional.normalize(pictures), expected.image_embeds)
         close(
@@ -175,7 +183,7 @@ class TestPretrained:
         weights = {f"text_model.{name}": value for name, value in weights.items()}
         weights["text_model.embeddings.position_ids"] = torch.arange(12)[None]
         save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-        text = Clip(pretrained=str(tmp_path)).build({}).encode(PROMPTS)
+        text = PretrainedClip(source=str(tmp_path)).build({}).encode(PROMPTS)
         close(text.tokens, peer(ids_of(tmp_path, PROMPTS).input_ids).last_hidden_state)
 
     @torch.no_grad()
@@ -183,23 +191,23 @@ class TestPretrained:
         peer = write_model(tmp_path)
         config = json.loads((tmp_path / "config.json").read_text()) | {"eos_token_id": 2}
         (tmp_path / "config.json").write_text(json.dumps(config))
-        text = Clip(pretrained=str(tmp_path)).build({}).encode(PROMPTS)
+        text = PretrainedClip(source=str(tmp_path)).build({}).encode(PROMPTS)
         close(text.pooled, peer(ids_of(tmp_path, PROMPTS).input_ids).pooler_output)
 
     def test_tokenizer_beside_the_text_encoder(self, tmp_path):
         write_model(tmp_path / "text_encoder_2")
-        inside = Clip(pretrained=str(tmp_path / "text_encoder_2")).build({})
+        inside = PretrainedClip(source=str(tmp_path / "text_encoder_2")).build({})
         (tmp_path / "tokenizer_2").mkdir()
         for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
             (tmp_path / "text_encoder_2" / name).rename(tmp_path / "tokenizer_2" / name)
-        beside = Clip(pretrained=str(tmp_path / "text_encoder_2")).build({})
+        beside = PretrainedClip(source=str(tmp_path / "text_encoder_2")).build({})
         assert beside.files == inside.files
 
     @torch.no_grad()
     @pytest.mark.parametrize("model", [transformers.CLIPTextModel, transformers.CLIPModel])
     def test_rebuilt_without_the_folder(self, tmp_path, model):
         write_model(tmp_path / "model", model, pad="!")
-        clip = Clip(pretrained=str(tmp_path / "model"))
+        clip = PretrainedClip(source=str(tmp_path / "model"))
         first = clip.build({})
         shutil.rmtree(tmp_path / "model")
         second = clip.build(first.files)
@@ -212,8 +220,8 @@ class TestPretrained:
     @pytest.mark.parametrize("model", [transformers.CLIPTextModel, transformers.CLIPModel])
     def test_half_precision_weights_become_float32(self, tmp_path, model):
         write_model(tmp_path, model).half().save_pretrained(tmp_path)
-        module = Clip(pretrained=str(tmp_path)).build({})
-        again = Clip(pretrained=str(tmp_path)).build(module.files)
+        module = PretrainedClip(source=str(tmp_path)).build({})
+        again = PretrainedClip(source=str(tmp_path)).build(module.files)
         for parameter in (*module.parameters(), *again.parameters()):
             assert parameter.dtype == torch.float32
 
@@ -221,7 +229,7 @@ class TestPretrained:
 class TestPretrainedFailures:
     def message(self, folder, kind=CheckpointError):
         with pytest.raises(kind) as caught:
-            Clip(pretrained=str(folder)).build({})
+            PretrainedClip(source=str(folder)).build({})
         return str(caught.value)
 
     def test_no_folder(self, tmp_path):
@@ -233,7 +241,7 @@ class TestPretrainedFailures:
     def test_empty_folder(self, tmp_path):
         assert self.message(tmp_path) == (
             f"pretrained {tmp_path}: holds no config.json that names an architecture; "
-            "clip reads CLIPModel, CLIPTextModel, CLIPTextModelWithProjection"
+            "pretrained_clip reads CLIPModel, CLIPTextModel, CLIPTextModelWithProjection"
         )
 
     def test_broken_configuration(self, tmp_path):
@@ -265,7 +273,7 @@ class TestPretrainedFailures:
         transformers.BertConfig(architectures=["BertModel"]).save_pretrained(tmp_path)
         assert self.message(tmp_path) == (
             f"pretrained {tmp_path}: holds BertModel; "
-            "clip reads CLIPModel, CLIPTextModel, CLIPTextModelWithProjection"
+            "pretrained_clip reads CLIPModel, CLIPTextModel, CLIPTextModelWithProjection"
         )
 
     def test_no_tokenizer(self, tmp_path):
@@ -274,12 +282,12 @@ class TestPretrainedFailures:
             (tmp_path / name).unlink()
         assert f"pretrained {tmp_path}: its tokenizer has " in self.message(tmp_path)
 
-    def test_architecture_beside_pretrained(self):
+    def test_neither_source_nor_files(self):
         with pytest.raises(ConfigError) as caught:
-            Clip(pretrained="folder", width=64, positions=20)
+            PretrainedClip().build({})
         assert str(caught.value) == (
-            "clip has pretrained, positions, width, but pretrained alone says what is built; "
-            "drop pretrained, or the others"
+            "text_encoder pretrained_clip: there are no files of a checkpoint to build it from; "
+            "give its source"
         )
 
 
@@ -293,7 +301,7 @@ class TestFromNothing:
     def test_vocabulary_size_is_a_limit(self):
         captions = [f"word{number}" for number in range(200)]
         embeddings = [
-            clip.build(clip.fit(captions)).model.text_model.embeddings.token_embedding
+            clip.build(clip.fit(captions)).text_model.embeddings.token_embedding
             for clip in (Clip(**TINY | {"vocabulary": size}) for size in (258, 280))
         ]
         assert [embedding.num_embeddings for embedding in embeddings] == [258, 280]
@@ -329,7 +337,7 @@ class TestFromNothing:
     def test_padding_does_not_reach_the_prompt(self):
         module = tiny()
         before = module.encode(["a red picture"])
-        module.model.text_model.embeddings.position_embedding.weight[5:] += 1
+        module.text_model.embeddings.position_embedding.weight[5:] += 1
         after = module.encode(["a red picture"])
         close(after.tokens[:, :5], before.tokens[:, :5])
         close(after.pooled, before.pooled)
@@ -386,7 +394,7 @@ class TestFromNothing:
             Clip().build({})
         assert str(caught.value) == (
             "text_encoder clip: there is no vocabulary to build it with; "
-            "build it from what fit(captions) returns, or give pretrained"
+            "build it from what fit(captions) returns, or use pretrained_clip"
         )
 
     def test_sizes_that_do_not_fit(self):
@@ -500,7 +508,7 @@ class TestContrastive:
 
     def test_needs_an_image_encoder(self, tmp_path):
         write_model(tmp_path)
-        module = Clip(pretrained=str(tmp_path)).build({})
+        module = PretrainedClip(source=str(tmp_path)).build({})
         assert isinstance(module, TextEncoderModule)
         assert not isinstance(module, JointEncoderModule)
         with pytest.raises(ConfigError) as caught:

@@ -2,7 +2,7 @@
 
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021,
 arXiv:2103.00020. The models are those of `transformers`, built small and trained from nothing, or
-read from a folder or the hub.
+read from somebody's checkpoint; several of them may speak side by side, as in Stable Diffusion XL.
 """
 
 from __future__ import annotations
@@ -10,34 +10,35 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import attrs
-from attrs.validators import ge
+from attrs.validators import ge, min_len
 
-from sfumato import Component, ConfigError, Objective, TextEncoder, hookimpl, option
+from sfumato import Component, ConfigError, Objective, TextEncoder, hookimpl, option, required
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from sfumato import ObjectiveModule, Pipeline, TextEncoderModule
-    from sfumato_clip.encoder import ClipTextEncoder
 
 SFUMATO_API = 1
 
 LEAST_WIDTH = 3
 """Of a tower: of two channels layer normalisation leaves a sign, of one nothing."""
 
+Layer = Literal["last", "penultimate"]
+LongPrompts = Literal["refuse", "chunks"]
+LONG_PROMPTS = "what becomes of a prompt of more tokens; may be changed after training"
+
 
 @attrs.frozen(kw_only=True)
 class Clip(TextEncoder):
     """Two transformers, for text and for pictures, whose pooled outputs are projected to one space.
 
-    From nothing it learns its own byte-level BPE vocabulary from the captions. With `pretrained`
-    the architecture, the weights and the tokenizer are those of the folder, and no option that says
-    what is built may be changed; a folder without a vision tower, such as Stable Diffusion's
-    `text_encoder`, makes an encoder of text only.
+    It starts from nothing, and learns its own byte-level BPE vocabulary from the captions.
 
     A prompt of more tokens than `positions` is refused, or cut into chunks that fit, each encoded
-    on its own with a start and an end; their tokens stand in a row, and the first is pooled.
+    on its own with a start and an end; their tokens stand in a row, and their pooled vectors are
+    averaged.
 
     References:
         Learning Transferable Visual Models From Natural Language Supervision, 2021,
@@ -47,15 +48,12 @@ class Clip(TextEncoder):
     name = "clip"
     adjustable = frozenset({"long_prompts"})
 
-    pretrained: str | None = option(None, "a folder, or an id on the hub, to read instead")
     projection: int = option(128, "P, the width of the space that text and pictures share", ge(1))
     vocabulary: int = option(
         4096, "the most tokens to learn: 256 bytes, start, end, merges", ge(258)
     )
     positions: int = option(77, "the most tokens of a prompt, start and end included", ge(2))
-    long_prompts: Literal["refuse", "chunks"] = option(
-        "refuse", "what becomes of a prompt of more tokens; may be changed after training"
-    )
+    long_prompts: LongPrompts = option("refuse", LONG_PROMPTS)
     width: int = option(128, "width of the text tower", ge(LEAST_WIDTH))
     layers: int = option(3, "layers of the text tower", ge(1))
     heads: int = option(4, "attention heads of the text tower", ge(1))
@@ -75,16 +73,6 @@ class Clip(TextEncoder):
         )  # fmt: skip
 
     def __attrs_post_init__(self) -> None:
-        changed = [
-            field.name
-            for field in attrs.fields(type(self))
-            if field.name not in self.adjustable and getattr(self, field.name) != field.default
-        ]
-        if self.pretrained is not None and len(changed) > 1:
-            raise ConfigError(
-                f"clip has {', '.join(changed)}, but pretrained alone says what is built",
-                remedy="drop pretrained, or the others",
-            )
         if self.long_prompts == "chunks" and self.positions == 2:
             raise ConfigError(
                 "clip has long_prompts: chunks, but 2 positions hold a start and an end alone",
@@ -104,30 +92,127 @@ class Clip(TextEncoder):
 
     def fit(self, captions: Iterable[str]) -> Mapping[str, bytes]:
         """Learns the vocabulary, `tokenizer.json`; the order of the captions does not matter."""
-        if self.pretrained is not None:
-            return {}
         from sfumato_clip import vocabulary
 
         return {"tokenizer.json": vocabulary.learn(captions, self.vocabulary, self.positions)}
 
     def build(self, files: Mapping[str, bytes]) -> TextEncoderModule:
-        """The module; with `pretrained` and no files its weights too.
+        """The untrained module.
 
         Raises:
-            ConfigError: there is no such folder, or no vocabulary was learnt.
-            CheckpointError: the folder holds no CLIP that can be read.
+            ConfigError: no vocabulary was learnt.
         """
-        from sfumato_clip import architecture, pretrained
+        from sfumato_clip import architecture
 
-        if self.pretrained is None:
-            module: ClipTextEncoder = architecture.from_options(self, files)
-        elif files:
-            module = pretrained.from_files(files)
-        else:
-            module = pretrained.from_source(self.pretrained)
+        module = architecture.from_options(self, files)
         if self.long_prompts == "chunks":
             module.split_long_prompts()
         return module
+
+
+@attrs.frozen(kw_only=True)
+class PretrainedClip(TextEncoder):
+    """A CLIP that somebody else has trained: its architecture, its weights and its tokenizer.
+
+    Of a folder as transformers writes it, or diffusers (`text_encoder`, with `tokenizer` beside
+    it), or open_clip. A folder without a vision tower makes an encoder of text only. The source is
+    read once: a checkpoint of ours holds all that it said, and does not look for it again, so that
+    an encoder that came with its checkpoint has none.
+
+    Stable Diffusion 1 and 2 attend to the `last` layer after its LayerNorm (folders of SD 2 are
+    already cut to the layer that it was trained with), SDXL to the `penultimate` one, as it is. The
+    pooled vector is that of the last layer for both.
+
+    References:
+        Learning Transferable Visual Models From Natural Language Supervision, 2021,
+        arXiv:2103.00020
+        Reproducible scaling laws for contrastive language-image learning, 2022, arXiv:2212.07143
+    """
+
+    name = "pretrained_clip"
+    adjustable = frozenset({"long_prompts"})
+
+    source: str | None = option(
+        None, "a folder, or an id on the hub; null: the files of a checkpoint say all"
+    )
+    layer: Layer = option("last", "whose tokens: of the last one after its LayerNorm, or before it")
+    long_prompts: LongPrompts = option("refuse", LONG_PROMPTS)
+
+    @classmethod
+    def example(cls, folder: Path) -> Self:
+        """Of a folder that holds one layer of 16 channels."""
+        from sfumato_clip import pretrained
+
+        pretrained.write_example(folder)
+        return cls(source=str(folder))
+
+    def build(self, files: Mapping[str, bytes]) -> TextEncoderModule:
+        """The module, from the files of a checkpoint; without them from the source, with weights.
+
+        Raises:
+            ConfigError: there is no such folder, or nothing to build it from.
+            CheckpointError: the folder holds no CLIP that can be read.
+        """
+        from sfumato_clip import pretrained
+
+        if files:
+            module = pretrained.from_files(files, self.layer)
+        elif self.source is not None:
+            module = pretrained.from_source(self.source, self.layer)
+        else:
+            raise ConfigError(
+                "there are no files of a checkpoint to build it from",
+                place="text_encoder pretrained_clip",
+                remedy="give its source",
+            )
+        if self.long_prompts == "chunks":
+            module.split_long_prompts()
+        return module
+
+
+@attrs.frozen(kw_only=True)
+class Concat(TextEncoder):
+    """Several encoders side by side: the tokens of each prompt are as wide as theirs together.
+
+    All have to read as many tokens. Files and weights have their names, with `0.`, `1.` ... before
+    those of files and `encoders.0.`, `encoders.1.` ... before those of weights. Stable Diffusion XL hears two CLIPs like that, pools with the second, and
+    its `null` is no empty prompt, but zeros in the tokens and in the pooled vector.
+
+    References:
+        SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis, 2023,
+        arXiv:2307.01952, Section 2.1
+    """
+
+    name = "concat"
+
+    encoders: tuple[TextEncoder, ...] = required("in the order of their channels", min_len(1))
+    pooled: Literal["last", "all"] = option("last", "whose pooled vectors: of the last, or of all")
+    null: Literal["empty", "zeros"] = option("empty", "the null condition: the empty prompt, or 0")
+
+    @classmethod
+    def example(cls, folder: Path) -> Self:
+        """Two small ones, the second wider."""
+        small = Clip.example(folder)
+        return cls(encoders=(small, attrs.evolve(small, width=24, projection=10)))
+
+    def fit(self, captions: Iterable[str]) -> Mapping[str, bytes]:
+        """What each of them learns."""
+        captions = list(captions)
+        return {
+            f"{index}.{name}": content
+            for index, encoder in enumerate(self.encoders)
+            for name, content in encoder.fit(captions).items()
+        }
+
+    def build(self, files: Mapping[str, bytes]) -> TextEncoderModule:
+        """All of them, each from its own files.
+
+        Raises:
+            ConfigError: one of them refuses, or they read different numbers of tokens.
+        """
+        from sfumato_clip.concat import ConcatModule
+
+        return ConcatModule(self, files)
 
 
 @attrs.frozen(kw_only=True)
@@ -163,5 +248,5 @@ class Contrastive(Objective):
 
 @hookimpl
 def sfumato_components() -> list[type[Component]]:
-    """CLIP and its objective."""
-    return [Clip, Contrastive]
+    """CLIP, alone and side by side, and its objective."""
+    return [Clip, PretrainedClip, Concat, Contrastive]

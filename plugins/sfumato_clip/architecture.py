@@ -25,7 +25,7 @@ def from_options(options: Clip, files: Mapping[str, bytes]) -> ClipEncoder:
         raise ConfigError(
             "there is no vocabulary to build it with",
             place="text_encoder clip",
-            remedy="build it from what fit(captions) returns, or give pretrained",
+            remedy="build it from what fit(captions) returns, or use pretrained_clip",
         )
     tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
     text = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer
@@ -24,25 +24,36 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection
 
+    from sfumato_clip import Layer
 
 Chunk = tuple[list[int], int]
 
 
 class ClipTextEncoder(TextEncoderModule):
-    """The text side of CLIP: tokens after the final LayerNorm, pooled at the end token.
+    """The text side of CLIP: tokens of one layer, and the last layer's vector at the end token.
 
-    `pooled` is projected where the model has a projection.
+    `pooled` is projected where the model has a projection. Parts have the names that they have in
+    the files of checkpoints, whatever the version of transformers: `text_model`, `text_projection`.
     """
+
+    text_model: Any
+    text_projection: nn.Linear
 
     def __init__(
         self,
         model: CLIPModel | CLIPTextModel | CLIPTextModelWithProjection,
         files: Mapping[str, bytes],
+        layer: Layer = "last",
     ) -> None:
-        """Wraps a model; `files["tokenizer.json"]` pads to its positions and does not truncate."""
+        """Takes a model apart; `files["tokenizer.json"]` pads to its positions and does not
+        truncate. For `layer` see `PretrainedClip`.
+        """
         super().__init__()
-        self.model = model.float()
-        self.files = files
+        model = model.float()
+        whole = hasattr(model, "text_model")
+        for name, part in model.named_children() if whole else [("text_model", model)]:
+            self.add_module(name, part)
+        self.files, self.layer = files, layer
         self._tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
         self._splits = False
         config = model.config.get_text_config()
@@ -82,16 +93,18 @@ class ClipTextEncoder(TextEncoderModule):
         )
 
     def _encode(self, chunks: Sequence[Chunk]) -> TextEmbedding:
-        device, model = self.model.device, self.model
+        device = self.text_model.embeddings.token_embedding.weight.device
         ids = torch.tensor([ids for ids, _ in chunks], device=device)
         mask = torch.arange(self.positions, device=device) < torch.tensor(
             [[length] for _, length in chunks], device=device
         )
-        hidden = getattr(model, "text_model", model)(input_ids=ids)
+        inner = self.layer == "penultimate"
+        hidden = self.text_model(input_ids=ids, output_hidden_states=inner)
+        tokens = hidden.hidden_states[-2] if inner else hidden.last_hidden_state
         pooled = hidden.pooler_output
-        if hasattr(model, "text_projection"):
-            pooled = model.text_projection(pooled)
-        return TextEmbedding(tokens=hidden.last_hidden_state, mask=mask, pooled=pooled)
+        if hasattr(self, "text_projection"):
+            pooled = self.text_projection(pooled)
+        return TextEmbedding(tokens=tokens, mask=mask, pooled=pooled)
 
     def _chunks(self, prompt: str, encoding: Encoding) -> list[Chunk]:
         """What the model reads at once: its `positions` tokens, and how many are no padding."""
@@ -127,6 +140,9 @@ class ClipEncoder(ClipTextEncoder, JointEncoderModule):
 
     mean: Tensor
     std: Tensor
+    vision_model: Any
+    visual_projection: nn.Linear
+    logit_scale: nn.Parameter
 
     def __init__(
         self,
@@ -134,23 +150,25 @@ class ClipEncoder(ClipTextEncoder, JointEncoderModule):
         files: Mapping[str, bytes],
         mean: Sequence[float],
         std: Sequence[float],
+        layer: Layer = "last",
     ) -> None:
         """`mean` and `std` are of the pictures that the model knows: each colour, in [0, 1]."""
-        super().__init__(model, files)
+        super().__init__(model, files, layer)
+        self.logit_scale = model.logit_scale
         self.register_buffer("mean", torch.tensor(mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(3, 1, 1), persistent=False)
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1], of any size, to vectors (B, P), not normalised."""
-        pictures = fit_square(images, self.model.config.vision_config.image_size)
+        pictures = fit_square(images, self.vision_model.config.image_size)
         pixels = ((pictures + 1) / 2 - self.mean) / self.std
-        pooled = self.model.vision_model(pixel_values=pixels).pooler_output
-        return self.model.visual_projection(pooled)  # type: ignore[no-any-return]
+        pooled = self.vision_model(pixel_values=pixels).pooler_output
+        return self.visual_projection(pooled)  # type: ignore[no-any-return]
 
     @property
     def log_scale(self) -> nn.Parameter:
         """The logarithm of the learnt factor on cosine similarities, ()."""
-        return self.model.logit_scale  # type: ignore[no-any-return]
+        return self.logit_scale
 
 
 def fit_square(images: Tensor, size: int) -> Tensor:

@@ -1,8 +1,8 @@
 """CLIP from a folder or the hub, or from what a checkpoint kept of it.
 
-Weights are read from safetensors only, and code from the folder is never run. Two files make the
-module again without the folder: its `config.json`, and a `tokenizer.json` that pads with the
-folder's own token to the model's positions.
+Weights are read from safetensors only, and code from the folder is never run. A few files make the
+module again without the folder: its `config.json`, a `tokenizer.json` that pads with the folder's
+own token to the model's positions and, where pictures are encoded too, `preprocessor_config.json`.
 """
 
 from __future__ import annotations
@@ -13,21 +13,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
+from tokenizers import pre_tokenizers
 from transformers import (
+    CLIPConfig,
     CLIPModel,
+    CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     PreTrainedConfig,
 )
+from transformers.utils import cached_file
 
 from sfumato import CheckpointError, ConfigError
+from sfumato_clip import open_clip
 from sfumato_clip.encoder import ClipEncoder, ClipTextEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-# Of OpenAI's training pictures; every CLIP in common use keeps them.
+    from sfumato_clip import Layer
+
+# Of OpenAI's training pictures, which most others keep.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -39,7 +46,7 @@ _LEGACY_END = 2
 """What configurations before 2023 call the end token, meaning the highest id."""
 
 
-def from_source(source: str) -> ClipTextEncoder:
+def from_source(source: str, layer: Layer) -> ClipTextEncoder:
     """The module with its weights.
 
     Raises:
@@ -55,27 +62,55 @@ def from_source(source: str) -> ClipTextEncoder:
             place=f"pretrained {source}",
             remedy="give a folder with config.json, model.safetensors and a tokenizer",
         )
-    config = _read_config(source)
-    model_type = _model_type(config, source)
-    model = _read_weights(model_type, source)
+    if (folder / open_clip.CONFIG).is_file() and not (folder / "config.json").is_file():
+        config, pictures = open_clip.read_config(folder)
+        model = _filled(config, folder)
+    else:
+        config, pictures = _read_config(source), _read_preprocessor(source)
+        model = _read_weights(_model_type(config, source), source)
     files = {
         "config.json": json.dumps(config).encode(),
         "tokenizer.json": _read_tokenizer(source, model.config.get_text_config()),
     }
-    return _wrap(model, files)
+    if isinstance(model, CLIPModel):
+        files["preprocessor_config.json"] = json.dumps(pictures).encode()
+    return _wrap(model, files, layer)
 
 
-def from_files(files: Mapping[str, bytes]) -> ClipTextEncoder:
+def from_files(files: Mapping[str, bytes], layer: Layer) -> ClipTextEncoder:
     """The architecture, whose weights the checkpoint will fill in."""
     config = json.loads(files["config.json"])
     model_type = _model_type(config, "config.json")
-    return _wrap(model_type(model_type.config_class.from_dict(config)), files)
+    return _wrap(model_type(model_type.config_class.from_dict(config)), files, layer)
 
 
-def _wrap(model: Any, files: Mapping[str, bytes]) -> ClipTextEncoder:
-    if isinstance(model, CLIPModel):
-        return ClipEncoder(model, files, MEAN, STD)
-    return ClipTextEncoder(model, files)
+def write_example(folder: Path) -> None:
+    """A tiny CLIP for texts, with fresh weights, whose every letter is a token."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*letters, *(f"{one}</w>" for one in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = json.dumps({token: index for index, token in enumerate(tokens)})
+    (folder / "vocab.json").write_text(vocabulary, encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    config = CLIPTextConfig(
+        vocab_size=len(tokens),
+        max_position_embeddings=48,
+        bos_token_id=len(tokens) - 2,
+        eos_token_id=len(tokens) - 1,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=12,
+    )
+    CLIPTextModelWithProjection(config).save_pretrained(folder)
+
+
+def _wrap(model: Any, files: Mapping[str, bytes], layer: Layer) -> ClipTextEncoder:
+    if not isinstance(model, CLIPModel):
+        return ClipTextEncoder(model, files, layer)
+    pictures = json.loads(files["preprocessor_config.json"])
+    mean, std = pictures.get("image_mean", MEAN), pictures.get("image_std", STD)
+    return ClipEncoder(model, files, mean, std, layer)
 
 
 def _read_config(source: str) -> dict[str, Any]:
@@ -86,13 +121,26 @@ def _read_config(source: str) -> dict[str, Any]:
     return dict(config)
 
 
+def _read_preprocessor(source: str) -> dict[str, Any]:
+    """Mean and standard deviation of the pictures that the model knows, where the source says."""
+    try:
+        path = cached_file(source, "preprocessor_config.json")
+    except OSError:
+        return {}
+    try:
+        stated = json.loads(Path(path).read_bytes())
+        return {name: stated[name] for name in ("image_mean", "image_std") if name in stated}
+    except (OSError, ValueError, TypeError) as error:
+        raise _unreadable(source, "preprocessor_config.json", error) from error
+
+
 def _model_type(config: Mapping[str, Any], source: str) -> Any:
     found = config.get("architectures") or ["no config.json that names an architecture"]
     if found[0] not in _MODELS:
         raise CheckpointError(
             f"holds {found[0]}",
             place=f"pretrained {source}",
-            remedy=f"clip reads {', '.join(_MODELS)}",
+            remedy=f"pretrained_clip reads {', '.join(_MODELS)}",
         )
     return _MODELS[found[0]]
 
@@ -107,14 +155,30 @@ def _read_weights(model_type: Any, source: str) -> Any:
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _unreadable(source, "model.safetensors", error) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise CheckpointError(
-            f"model.safetensors lacks {len(missing)} weights, among them {missing[0]}",
-            place=f"pretrained {source}",
-            remedy="they must be those of the architecture in config.json",
-        )
+    _refuse_other(report["missing_keys"], "lacks", source, "model.safetensors", "config.json")
     return model
+
+
+def _filled(config: dict[str, Any], folder: Path) -> CLIPModel:
+    """A model of transformers with the weights that open_clip has written."""
+    model = CLIPModel(CLIPConfig.from_dict(config))
+    try:
+        missing, odd = model.load_state_dict(open_clip.read_weights(folder), strict=False)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise _unreadable(str(folder), open_clip.WEIGHTS, error) from error
+    _refuse_other(missing, "lacks", str(folder), open_clip.WEIGHTS, open_clip.CONFIG)
+    _refuse_other(odd, "has, beside its own,", str(folder), open_clip.WEIGHTS, open_clip.CONFIG)
+    return model
+
+
+def _refuse_other(names: Iterable[str], how: str, source: str, weights: str, config: str) -> None:
+    names = sorted(names)
+    if names:
+        raise CheckpointError(
+            f"{weights} {how} {len(names)} weights, among them {names[0]}",
+            place=f"pretrained {source}",
+            remedy=f"they must be those of the architecture in {config}",
+        )
 
 
 def _read_tokenizer(source: str, config: PreTrainedConfig) -> bytes:
@@ -152,8 +216,10 @@ def _tokenizer_source(source: str) -> str:
 
 
 def _unreadable(source: str, what: str, error: Exception) -> CheckpointError:
+    lines = map(str.strip, str(error).strip().splitlines())
+    said = next((line for line in lines if not line.endswith(":")), type(error).__name__)
     return CheckpointError(
-        f"cannot read {what} ({str(error).strip().splitlines()[0]})",
+        f"cannot read {what} ({said})",
         place=f"pretrained {source}",
         remedy="give a folder with config.json, model.safetensors and a tokenizer",
     )
