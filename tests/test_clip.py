@@ -12,6 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
+from clip_folders import ids_of, write_model
 from sfumato import (
     Batch,
     CheckpointError,
@@ -53,65 +54,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-# Folders as they are found: SD's tokenizer is a vocab.json and a merges.txt, its end token pads.
-
-
-def write_tokenizer(folder, pad="<|endoftext|>"):
-    folder.mkdir(parents=True, exist_ok=True)
-    letters = [chr(code) for code in range(33, 127)]
-    merges = [("c", "a"), ("ca", "t</w>"), ("r", "e"), ("re", "d</w>")]
-    tokens = letters + [letter + "</w>" for letter in letters] + [a + b for a, b in merges]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    vocab = {token: index for index, token in enumerate(tokens)}
-    (folder / "vocab.json").write_text(json.dumps(vocab))
-    lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n")
-    settings = {"pad_token": pad, "model_max_length": 12, "tokenizer_class": "CLIPTokenizer"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return len(tokens)
-
-
-def text_config(size, **changes):
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
-    return transformers.CLIPTextConfig(
-        **tower,
-        num_hidden_layers=2,
-        vocab_size=size,
-        max_position_embeddings=12,
-        projection_dim=16,
-        bos_token_id=size - 2,
-        eos_token_id=size - 1,
-        initializer_factor=5.0,  # so that the outputs are far from each other
-        **changes,
-    )
-
-
-def write_model(folder, model_type=transformers.CLIPTextModel, pad="<|endoftext|>"):
-    size = write_tokenizer(folder, pad)
-    config = text_config(size)
-    if model_type is transformers.CLIPModel:
-        vision = transformers.CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_attention_heads=2,
-            num_hidden_layers=2,
-            image_size=16,
-            patch_size=4,
-        )
-        config = transformers.CLIPConfig(
-            text_config=config.to_dict(), vision_config=vision.to_dict(), projection_dim=16
-        )
-    torch.manual_seed(0)
-    model = model_type(config).eval()
-    model.save_pretrained(folder)
-    return model
-
-
-def ids_of(folder, prompts):
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
-    return tokenizer(prompts, padding="max_length", max_length=12, return_tensors="pt")
 
 
 def close(left, right, tolerance=1e-5):
@@ -350,8 +292,8 @@ class TestFromNothing:
             tiny().encode(["red", prompt + " blue picture of green"])
         assert str(caught.value) == (
             "prompt 'red red red red red red red red red red blue picture of ...': 18 tokens with "
-            "start and end, but the text encoder reads 12; shorten it, or split it with "
-            "--set text_encoder.long_prompts=chunks"
+            "start and end, but the text encoder reads 12; shorten it, or split it: "
+            "long_prompts=chunks of the text encoder"
         )
 
     @torch.no_grad()

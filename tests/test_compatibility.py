@@ -18,6 +18,8 @@ from sfumato import (
     Pipeline,
     PluginError,
     TextEmbedding,
+    compatibility,
+    create,
     plugins,
     solve,
     target,
@@ -26,6 +28,7 @@ from sfumato import (
 from sfumato.compatibility import LOG_SNR_TOLERANCE
 from sfumato.registry import Registry
 from sfumato.sampling import GuidedDenoiser, Model, Texts, reverse
+from sfumato_clip import Concat
 from sfumato_guidance import NoGuidance
 from sfumato_samplers import DDIM
 from sfumato_schedules import Cosine, Leading, LinearBeta, Trailing
@@ -452,6 +455,20 @@ class TestMatchedSchedules:
             assert json.loads(image.text["sfumato"])["schedule_mapping"].startswith(text)
 
 
+def test_options_inside_of_several_components_are_compared_one_by_one():
+    first = create("text_encoder", "clip")
+    both = Concat(encoders=(first, first))
+    split = attrs.evolve(first, long_prompts="chunks")
+    wide = attrs.evolve(split, width=256)
+    differences = compatibility.differences
+    assert list(differences(both, attrs.evolve(both, encoders=(first, split)))) == []
+    assert list(differences(both, attrs.evolve(both, encoders=(first, wide)))) == [
+        ("encoders.1.width", 128, 256)
+    ]
+    ((name, was, now),) = differences(both, attrs.evolve(both, encoders=(first,)))
+    assert (name, len(was), len(now)) == ("encoders", 2, 1)
+
+
 LONG = " ".join(["a red circle on a white background"] * 9)
 
 
@@ -459,7 +476,7 @@ class TestLongPrompts:
     def test_they_are_refused_with_the_remedy(self, small_run):
         assert message(Pipeline.load(small_run).sample, ["a", LONG]).endswith(
             "but the text encoder reads 40; "
-            "shorten it, or split it with --set text_encoder.long_prompts=chunks"
+            "shorten it, or split it: long_prompts=chunks of the text encoder"
         )
 
     def test_a_picture_does_not_depend_on_the_length_of_its_neighbours(self, small_run):

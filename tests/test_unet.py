@@ -13,8 +13,9 @@ from sfumato_unet.network import sinusoids
 SMALL = UNet(channels=(16, 32), attention=(False, True), heads=(2,), groups=4)
 
 
-def space(channels=3, height=8, width=8, text_width=12, pooled_width=10):
+def space(channels=3, height=8, width=8, text_width=12, pooled_width=10, factor=1):
     return Space(
+        factor=factor,
         channels=channels,
         height=height,
         width=width,
@@ -105,6 +106,50 @@ def test_weights_of_diffusers_load_and_give_its_output(options, parity):
     assert (output - expected).norm() < 1e-5 * expected.norm()
 
 
+def test_size_conditioning_is_that_of_diffusers(parity):
+    torch.manual_seed(0)
+    unet = UNet(channels=(16, 32, 32), groups=8, heads=(2, 4, 4), size_width=6, **SDXL)
+    theirs = peer(
+        unet,
+        in_channels=3,
+        out_channels=3,
+        cross_attention_dim=12,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=6,
+        projection_class_embeddings_input_dim=10 + 6 * 6,
+    )
+    ours = unet.build(space(height=8, width=12, factor=8)).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    x, words = noise(3, 8, 12), text(3)
+    sizes = torch.tensor([[64, 96, 0, 0, 64, 96]]).expand(3, -1)
+
+    def said_by_theirs(sizes):
+        added = {"text_embeds": words.pooled, "time_ids": sizes}
+        timestep = torch.tensor([0, 340, 999])
+        return theirs(x, timestep, words.tokens, added_cond_kwargs=added).sample
+
+    t = times(1, 341, 1000)
+    with torch.no_grad():
+        expected, other = said_by_theirs(sizes), said_by_theirs(sizes.flip(1))
+        output = ours(x, t, words)
+        precomputed = ours(x, t, ours.precompute(words, t))
+
+    parity(unet, "diffusers", "output with its weights and sizes, float32", output, expected)
+    assert (output - expected).norm() < 1e-5 * expected.norm()
+    assert (other - expected).norm() > 1e-3 * expected.norm()
+    assert torch.equal(precomputed, output)
+
+
+def test_latents_of_another_size_than_the_network_tells_itself_are_refused():
+    module = UNet(channels=(16, 32), heads=(2,), groups=4, size_width=4).build(space())
+    with pytest.raises(ConfigError) as error:
+        module(noise(1, 8, 16), times(1), text(1))
+    assert str(error.value) == (
+        "denoiser: the unet is built for latents of 8 x 8, and tells their size to itself, but "
+        "these are 8 x 16; build it for the space of what is drawn (sampling.size)"
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "width", "parameters"),
     [
@@ -118,13 +163,27 @@ def test_weights_of_diffusers_load_and_give_its_output(options, parity):
             1024,
             865_910_724,
         ),
+        (
+            {
+                "channels": (320, 640, 1280),
+                "attention": (False, True, True),
+                "depth": (1, 2, 10),
+                "heads": (5, 10, 20),
+                "linear_projection": True,
+                "size_width": 256,
+            },
+            2048,
+            2_567_463_684,
+        ),
     ],
-    ids=["sd1", "sd2"],
+    ids=["sd1", "sd2", "sdxl"],
 )
 def test_stable_diffusion_has_its_number_of_parameters(options, width, parameters):
-    unet = UNet(channels=(320, 640, 1280, 1280), layers=2, **options)
+    unet = UNet(**{"channels": (320, 640, 1280, 1280), "layers": 2} | options)
     with torch.device("meta"):
-        module = unet.build(space(channels=4, height=64, width=64, text_width=width))
+        module = unet.build(
+            space(channels=4, height=64, width=64, text_width=width, pooled_width=1280)
+        )
 
     assert sum(parameter.numel() for parameter in module.parameters()) == parameters
 
@@ -176,7 +235,7 @@ def test_examples_do_not_know_their_neighbours():
 
 
 def test_gradients_reach_every_parameter():
-    unet = UNet(channels=(16, 32), heads=(2,), groups=4, pooled=True)
+    unet = UNet(channels=(16, 32), heads=(2,), groups=4, pooled=True, size_width=4)
     module = awake(unet)
 
     module(noise(2), times(10, 700), text(2)).square().sum().backward()

@@ -224,16 +224,25 @@ def check_weights(trained: Trained, wanted: PipelineSettings) -> None:
 
 def differences(was: Component, now: Component) -> Iterator[tuple[str, Any, Any]]:
     """The options, and `use`, that weights trained with `was` would meet changed in `now`, also
-    inside of a wrapped component: the name, what it was, and what it is.
+    inside of wrapped components: the name, what it was, and what it is.
     """
     before, after = settings.plain(was), settings.plain(now)
     for name in (option for option in before if option not in was.adjustable):
-        inner, other = getattr(was, name, None), getattr(now, name, None)
-        if isinstance(inner, Component) and isinstance(other, Component):
-            for option, old, new in differences(inner, other):
-                yield f"{name}.{option}", old, new
+        inner, other = (_components(name, getattr(one, name, None)) for one in (was, now))
+        if inner and inner.keys() == other.keys():
+            for path, component in inner.items():
+                for option, old, new in differences(component, other[path]):
+                    yield f"{path}.{option}", old, new
         elif before[name] != after.get(name):
             yield name, before[name], after.get(name)
+
+
+def _components(name: str, value: Any) -> dict[str, Component]:
+    """The components that an option holds, one or several, by their path."""
+    if isinstance(value, Component):
+        return {name: value}
+    items = value if isinstance(value, tuple) else ()
+    return {f"{name}.{i}": one for i, one in enumerate(items) if isinstance(one, Component)}
 
 
 def check_overrides(before: Experiment, after: Experiment) -> None:

@@ -33,29 +33,21 @@ class TextEmbedding:
         tokens: (B, L, D), for cross-attention.
         mask: (B, L) bool, True at the tokens that belong to the prompt.
         pooled: (B, P), one vector for the whole prompt.
-        extra: further vectors (B, n) by name, such as SDXL's size conditioning.
     """
 
     tokens: Tensor
     mask: Tensor
     pooled: Tensor
-    extra: Mapping[str, Tensor] = attrs.field(factory=dict)
 
     def __len__(self) -> int:
         return int(self.tokens.shape[0])
 
     def map(self, function: Callable[..., Tensor], *others: TextEmbedding) -> TextEmbedding:
-        """Applies `function` field by field, to the tensors of self and of `others`, all with the
-        same `extra`.
-        """
+        """Applies `function` field by field, to the tensors of self and of `others`."""
         return TextEmbedding(
             tokens=function(self.tokens, *(other.tokens for other in others)),
             mask=function(self.mask, *(other.mask for other in others)),
             pooled=function(self.pooled, *(other.pooled for other in others)),
-            extra={
-                name: function(value, *(other.extra[name] for other in others))
-                for name, value in self.extra.items()
-            },
         )
 
     def replaced(self, rows: Tensor, by: TextEmbedding) -> TextEmbedding:
@@ -106,7 +98,6 @@ class Space:
     pooled_width: int
     schedule: NoiseSchedule
     factor: int = 1
-    extra_widths: Mapping[str, int] = attrs.field(factory=dict)
 
 
 @attrs.frozen(eq=False, kw_only=True)

@@ -174,9 +174,10 @@ class PretrainedClip(TextEncoder):
 class Concat(TextEncoder):
     """Several encoders side by side: the tokens of each prompt are as wide as theirs together.
 
-    All have to read as many tokens. Files and weights have their names, with `0.`, `1.` ... before
-    those of files and `encoders.0.`, `encoders.1.` ... before those of weights. Stable Diffusion XL hears two CLIPs like that, pools with the second, and
-    its `null` is no empty prompt, but zeros in the tokens and in the pooled vector.
+    All have to read the same number of tokens. Files and weights have their names, with `0.`, `1.`
+    ... before those of files, `encoders.0.`, `encoders.1.` ... before those of weights. Stable
+    Diffusion XL hears two CLIPs like that, pools with the second, and its `null` is no empty
+    prompt, but zeros in the tokens and in the pooled vector.
 
     References:
         SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis, 2023,

@@ -115,7 +115,7 @@ class ClipTextEncoder(TextEncoderModule):
                 f"{len(encoding.ids)} tokens with start and end, but the text encoder reads "
                 f"{self.positions}",
                 place=f"prompt {textwrap.shorten(prompt, 60, placeholder=' ...')!r}",
-                remedy="shorten it, or split it with --set text_encoder.long_prompts=chunks",
+                remedy="shorten it, or split it: long_prompts=chunks of the text encoder",
             )
         # Truncation by the tokenizer would do it, too, but versions differ in what they keep.
         start, *content, end = encoding.ids

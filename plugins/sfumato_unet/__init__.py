@@ -6,7 +6,7 @@ laptop to Stable Diffusion, all of it with the default `groups`:
     SD 1.x   channels 320, 640, 1280, 1280; layers 2; attention at all but the last; heads 8
     SD 2.x   the same with heads 5, 10, 20, 20 and linear_projection
     SDXL     channels 320, 640, 1280; layers 2; attention at all but the first; depth 1, 2, 10;
-             heads 5, 10, 20; linear_projection (its embedding of sizes is not here yet)
+             heads 5, 10, 20; linear_projection; size_width 256
 """
 
 from __future__ import annotations
@@ -69,6 +69,11 @@ class UNet(Denoiser):
     )
     groups: int = option(32, "groups of GroupNorm, fewer than the channels of any level", ge(1))
     pooled: bool = option(False, "add the pooled text vector to the time embedding")
+    size_width: int | None = option(
+        None,
+        "add it with the picture's size, as SDXL does: width of the sinusoids of each number (256)",
+        optional(ge(2)),
+    )
     dropout: float = option(0.0, "dropout rate inside residual blocks", ge(0.0), lt(1.0))
     prediction: PredictionType = option("epsilon", "what the network says")
     perturbed: tuple[str, ...] = option(

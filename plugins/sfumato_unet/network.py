@@ -60,6 +60,7 @@ class UNetModule(DenoiserModule):
         self.class_embedding = (
             _embedding(space.pooled_width, unet.time_width) if unet.pooled else None
         )
+        self.add_embedding = SizeEmbedding(unet, space) if unet.size_width else None
 
         self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
         kept = [unet.channels[0]]
@@ -89,7 +90,10 @@ class UNetModule(DenoiserModule):
                 yield name, module
 
     def _pooled(self, text: TextEmbedding) -> Tensor | None:
-        return None if self.class_embedding is None else self.class_embedding(text.pooled)
+        """What the pooled vector adds to the embedded time, (B, time width)."""
+        embeddings = (self.class_embedding, self.add_embedding)
+        parts = [one(text.pooled) for one in embeddings if one is not None]
+        return sum(parts[1:], parts[0]) if parts else None
 
     def precompute(self, text: TextEmbedding | Opposed, times: Tensor) -> Condition:
         """The keys and values of every cross-attention, and the projected pooled vector."""
@@ -109,8 +113,10 @@ class UNetModule(DenoiserModule):
         """See `DenoiserModule.forward`.
 
         Raises:
-            ConfigError: there is no such variant.
+            ConfigError: there is no such variant, or x_t has not the size that the text was told.
         """
+        if self.add_embedding is not None:
+            self.add_embedding.refuse_other(x_t)
         if variant not in self.forms:
             raise ConfigError(f"the unet has no variant {variant!r}", place="denoiser")
         if isinstance(condition, Opposed):
@@ -140,3 +146,45 @@ def _embedding(inputs: int, outputs: int) -> nn.Sequential:
     return named(
         linear_1=nn.Linear(inputs, outputs), act=nn.SiLU(), linear_2=nn.Linear(outputs, outputs)
     )
+
+
+class SizeEmbedding(nn.Module):
+    """What SDXL adds to the embedded time: an MLP of the pooled text and of six sizes in pixels.
+
+    They are the height and width of a picture before it was cropped, the top and left of the crop,
+    and the height and width that are left: here those of what is drawn, with no crop. They come
+    from `Space` and not from x_t, so that `precompute` knows them.
+
+    References:
+        SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis, 2023,
+        arXiv:2307.01952, Section 2.2
+    """
+
+    waves: Tensor
+
+    def __init__(self, unet: UNet, space: Space) -> None:
+        super().__init__()
+        assert unet.size_width is not None
+        self.size = (space.height, space.width)
+        height, width = (side * space.factor for side in self.size)
+        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
+        waves = sinusoids(sizes, unet.size_width).flatten()
+        self.register_buffer("waves", waves, persistent=False)
+        self.linear_1 = nn.Linear(space.pooled_width + len(waves), unet.time_width)
+        self.linear_2 = nn.Linear(unet.time_width, unet.time_width)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(B, P) to (B, time width)."""
+        inputs = torch.cat((pooled, self.waves.expand(len(pooled), -1)), dim=-1)
+        return self.linear_2(F.silu(self.linear_1(inputs)))  # type: ignore[no-any-return]
+
+    def refuse_other(self, x_t: Tensor) -> None:
+        """Raises ConfigError where x_t is of another size than the network is told."""
+        if x_t.shape[2:] != self.size:
+            (height, width), (here, there) = self.size, x_t.shape[2:]
+            raise ConfigError(
+                f"the unet is built for latents of {height} x {width}, and tells their size to "
+                f"itself, but these are {here} x {there}",
+                place="denoiser",
+                remedy="build it for the space of what is drawn (sampling.size)",
+            )

@@ -83,8 +83,6 @@ def _expect_same(got: TextEmbedding, wanted: TextEmbedding, of: str, tolerance: 
     expect_equal(got.mask.tolist(), wanted.mask.tolist(), f"mask of {of}")
     expect_close(got.tokens, wanted.tokens, f"tokens of {of}", tolerance)
     expect_close(got.pooled, wanted.pooled, f"pooled vector of {of}", tolerance)
-    for name, value in wanted.extra.items():
-        expect_close(got.extra[name], value, f"{name} of {of}", tolerance)
 
 
 @law("text_encoder")
@@ -98,7 +96,7 @@ def shapes_and_dtypes(encoder: Subject) -> None:
     expect_equal((tuple(text.mask.shape), text.mask.dtype), ((3, length), torch.bool), "mask")
     expect_equal(tuple(text.pooled.shape), (3, module.pooled_width), "shape of pooled")
     expect(bool(text.mask.any(dim=1).all()), "a token of each prompt", "an empty mask")
-    for name, value in {"tokens": text.tokens, "pooled": text.pooled, **text.extra}.items():
+    for name, value in {"tokens": text.tokens, "pooled": text.pooled}.items():
         expect_equal((len(value), value.dtype), (3, torch.float32), f"length and dtype of {name}")
         expect_finite(value, name)
 
