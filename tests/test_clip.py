@@ -234,6 +234,29 @@ class TestPretrainedFailures:
 
 
 class TestFromNothing:
+    @torch.no_grad()
+    def test_it_is_the_model_of_transformers(self, parity):
+        module = tiny()
+        towers = (module.text_model.config.to_dict(), module.vision_model.config.to_dict())
+        config = transformers.CLIPConfig(
+            text_config=towers[0], vision_config=towers[1], projection_dim=24
+        )
+        peer = transformers.CLIPModel(config).eval()
+        peer.load_state_dict(module.state_dict(), strict=True)
+        images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+        ids = [encoding.ids for encoding in module._tokenizer.encode_batch(PROMPTS)]
+        expected = peer(input_ids=torch.tensor(ids), pixel_values=images)
+        text = module.encode(PROMPTS)
+        tokens = expected.text_model_output.last_hidden_state
+        cosines = (
+            functional.normalize(module.encode_images(images)) @ functional.normalize(text.pooled).T
+        )
+        theirs = expected.image_embeds @ expected.text_embeds.T
+        close(text.tokens, tokens)
+        close(cosines, theirs)
+        parity(Clip(), "transformers", "tokens, float32", text.tokens, tokens)
+        parity(Clip(), "transformers", "cosines of pictures and texts, float32", cosines, theirs)
+
     def test_vocabulary_does_not_depend_on_the_order(self):
         captions = [f"a {a} {b} on {c}" for a in COLOURS for b in ("circle", "star") for c in "xyz"]
         files = Clip(**TINY).fit(captions)

@@ -166,7 +166,7 @@ def entry(component, **changes):
     """One entry with every option written out; required ones are those that a component needs."""
     needed = {
         "folder": "photos", "guidance": "cfg", "denoiser": "unet", "schedule": "linear", "shift": 2.0,
-        "values": [0.5, 0.25], "parts": ["cfg"],
+        "values": [0.5, 0.25], "parts": ["cfg"], "encoders": ["clip"],
     }  # fmt: skip
     written = {
         name: needed[name] if field.default is attrs.NOTHING else settings.default(field)

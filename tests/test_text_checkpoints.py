@@ -55,7 +55,7 @@ def sdxl(folder):
         PretrainedClip(source=str(folder / name), layer="penultimate")
         for name in ("text_encoder", "text_encoder_2")
     )
-    return Concat(encoders=encoders, null="zeros"), peer
+    return Concat(encoders=encoders, null_condition="zeros"), peer
 
 
 class TestFamilies:
@@ -95,7 +95,7 @@ class TestFamilies:
         assert not null.any() and not null_pooled.any()
         assert torch.equal(ours.null(3).tokens, null)
         assert torch.equal(ours.null(3).pooled, null_pooled)
-        empty = attrs.evolve(settings, null="empty").build({})
+        empty = attrs.evolve(settings, null_condition="empty").build({})
         assert torch.equal(empty.null(2).tokens, ours.encode(["", ""]).tokens)
 
     def test_weights_have_the_names_that_they_have_in_the_files(self, tmp_path):

@@ -176,8 +176,8 @@ class Concat(TextEncoder):
 
     All have to read the same number of tokens. Files and weights have their names, with `0.`, `1.`
     ... before those of files, `encoders.0.`, `encoders.1.` ... before those of weights. Stable
-    Diffusion XL hears two CLIPs like that, pools with the second, and its `null` is no empty
-    prompt, but zeros in the tokens and in the pooled vector.
+    Diffusion XL hears two CLIPs like that, pools with the second, and its null condition is
+    no empty prompt, but zeros in the tokens and in the pooled vector.
 
     References:
         SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis, 2023,
@@ -188,7 +188,7 @@ class Concat(TextEncoder):
 
     encoders: tuple[TextEncoder, ...] = required("in the order of their channels", min_len(1))
     pooled: Literal["last", "all"] = option("last", "whose pooled vectors: of the last, or of all")
-    null: Literal["empty", "zeros"] = option("empty", "the null condition: the empty prompt, or 0")
+    null_condition: Literal["empty", "zeros"] = option("empty", "the empty prompt, or zeros")
 
     @classmethod
     def example(cls, folder: Path) -> Self:

@@ -35,7 +35,7 @@ class ConcatModule(TextEncoderModule):
             )
         self.encoders = nn.ModuleList(modules)
         self._pooling = slice(None) if concat.pooled == "all" else slice(-1, None)
-        self._zeros = concat.null == "zeros"
+        self._zeros = concat.null_condition == "zeros"
         self.width = sum(module.width for module in modules)
         self.pooled_width = sum(module.pooled_width for module in modules[self._pooling])
         self.positions = counts.pop()
