@@ -134,7 +134,7 @@ class Tiny(Autoencoder):
     load as they are.
 
     References:
-        Tiny AutoEncoder for Stable Diffusion, 2023, https://github.com/madebyollin/taesd
+        Tiny AutoEncoder for Stable Diffusion, 2023, madebyollin/taesd on GitHub
     """
 
     name = "tiny"

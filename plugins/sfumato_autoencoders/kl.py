@@ -27,7 +27,7 @@ EPSILON = 1e-6
 
 
 class KLModule(AutoencoderModule):
-    """The encoder's mean, shifted and scaled, and the decoder."""
+    """The mean of the posterior, shifted and scaled, and the decoder."""
 
     def __init__(self, options: KL) -> None:
         """`options` are the settings."""

@@ -1,4 +1,4 @@
-"""TAESD, the tiny autoencoder of https://github.com/madebyollin/taesd: convolutions and ReLU alone.
+"""TAESD, the tiny autoencoder of Stable Diffusion (Bohan, 2023): convolutions and ReLU alone.
 
 It was distilled on pictures in [0, 1] and on latents that are squashed between -3 and 3. Names of
 parameters are those of diffusers' `AutoencoderTiny`, which count the layers of each half.
