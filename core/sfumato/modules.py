@@ -112,7 +112,10 @@ class AutoencoderModule(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] to scaled latents (B, channels, H / factor, W / factor)."""
+        """(B, 3, H, W) in [-1, 1] to scaled latents (B, channels, H / factor, W / factor).
+
+        Nothing is drawn: a variational encoder gives the mode of what it found.
+        """
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
