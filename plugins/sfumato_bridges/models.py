@@ -1,0 +1,173 @@
+"""A network of diffusers as a module of ours.
+
+What its `forward` takes says what it is given; an argument without a default that nobody can give
+is a reason to refuse it, and so is a forward pass on the meta device that fails: both before any
+weight is made.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sfumato import ConfigError, DenoiserModule, TextEmbedding
+from sfumato_bridges import library
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from sfumato import Opposed, Space
+    from sfumato_bridges import DiffusersModel
+
+PLACE = "denoiser diffusers_model"
+OWNER = "the pictures, the autoencoder, the text encoder and `learned_sigma`"
+
+TEXT_WIDTH = ("caption_channels", "joint_attention_dim", "cross_attention_dim")
+"""What the width of the text tokens is called: the first of these that a network has."""
+PICTURE = ("sample", "hidden_states")
+TOKENS = "encoder_hidden_states"
+MASK = "encoder_attention_mask"
+POOLED = "pooled_projections"
+GIVEN = {*PICTURE, "timestep", TOKENS, MASK, POOLED}
+
+
+def patch(settings: DiffusersModel) -> int:
+    """The side of a patch; 1 where there are none."""
+    known = library.parameters(_class(settings).__init__)
+    default = known["patch_size"].default if "patch_size" in known else 1
+    size = settings.config.get("patch_size", default)
+    return size if isinstance(size, int) else 1
+
+
+class DiffusersModule(DenoiserModule):
+    """See `DiffusersModel`.
+
+    Attributes:
+        network: that of diffusers.
+    """
+
+    def __init__(self, settings: DiffusersModel, space: Space) -> None:
+        super().__init__()
+        cls, config = _class(settings), configuration(settings, space)
+        self.schedule, self.channels = space.schedule, space.channels
+        self.takes = frozenset(library.parameters(cls.forward))
+        self.mask = settings.mask
+        self.pooled_class = str(config.get("class_embed_type")).endswith("projection")
+        try:
+            with torch.device("meta"):
+                self.network = cls(**config)
+            self._try(space, cls)
+            self.network = cls(**config)
+        except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+            what = f"{settings.model} does not run on {space.channels} x {space.height} x "
+            problem = f"{what}{space.width} with this config: {error}"
+            raise ConfigError(problem, place=f"{PLACE}, config") from error
+
+    def _try(self, space: Space, cls: Any) -> None:
+        """One pass without values; what the meta device cannot do is left to the first step."""
+        with torch.device("meta"):
+            x_t = torch.zeros(2, space.channels, space.height, space.width)
+            text = TextEmbedding(
+                tokens=torch.zeros(2, 3, space.text_width),
+                mask=torch.ones(2, 3, dtype=torch.bool),
+                pooled=torch.zeros(2, space.pooled_width),
+            )
+            try:
+                found = self.network(x_t, **self._arguments(x_t, torch.ones(2), text))[0]
+            except NotImplementedError:
+                return
+        if found.shape[0] != 2 or found.shape[2:] != x_t.shape[2:]:
+            raise ValueError(f"{tuple(x_t.shape)} became {tuple(found.shape)}")
+
+    def _arguments(self, x_t: Tensor, timestep: Tensor, text: TextEmbedding) -> dict[str, Any]:
+        """What the network is given beside x_t."""
+        given: dict[str, Any] = {
+            "timestep": timestep,
+            TOKENS: text.tokens,
+            MASK: text.mask if self.mask else None,
+            POOLED: text.pooled,
+            "class_labels": text.pooled if self.pooled_class else None,
+            "return_dict": False,
+        }
+        return {name: value for name, value in given.items() if name in self.takes}
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, condition: TextEmbedding | Opposed, variant: str | None = None
+    ) -> Tensor:
+        """See `DenoiserModule.forward`.
+
+        Raises:
+            ConfigError: a variant is asked for.
+        """
+        if variant is not None or not isinstance(condition, TextEmbedding):
+            raise ConfigError(f"a network of diffusers has no variant {variant!r}", place=PLACE)
+        timestep = self.schedule.timestep(t).float()
+        found: Tensor = self.network(x_t, **self._arguments(x_t, timestep, condition))[0]
+        return found[:, : self.channels]
+
+
+def configuration(settings: DiffusersModel, space: Space) -> dict[str, Any]:
+    """What the network is made with: `config`, and what its neighbours impose.
+
+    Raises:
+        ConfigError: the network or its config is not supported.
+    """
+    cls = _class(settings)
+    known = library.parameters(cls.__init__)
+    imposed = _imposed(settings, known, space)
+    for reason, unfit in {
+        "adds conditions of its own to the time embedding": ("addition_embed_type", "image"),
+        "": (),
+    }.items():
+        if reason and settings.config.get(unfit[0]) is not None:
+            raise ConfigError(f"{settings.model} {reason}", place=f"{PLACE}, config.{unfit[0]}")
+    library.check_names(settings.config, known, imposed, f"{PLACE}, config", OWNER)
+    return {**settings.config, **imposed}
+
+
+def _imposed(
+    settings: DiffusersModel, known: Mapping[str, Any], space: Space
+) -> dict[str, Any]:
+    """The part of a configuration that the space says."""
+    outputs = space.channels * (2 if settings.learned_sigma else 1)
+    if settings.learned_sigma and "out_channels" not in known:
+        raise ConfigError(f"{settings.model} has as many channels out as in", place=PLACE)
+    text_width = next((name for name in TEXT_WIDTH if name in known), None)
+    imposed = {
+        "in_channels": space.channels,
+        "out_channels": outputs,
+        "sample_size": max(space.height, space.width),
+        "pooled_projection_dim": space.pooled_width,
+    }
+    if text_width is not None:
+        imposed[text_width] = space.text_width
+    if str(settings.config.get("class_embed_type")).endswith("projection"):
+        imposed["projection_class_embeddings_input_dim"] = space.pooled_width
+    return {name: value for name, value in imposed.items() if name in known}
+
+
+def _class(settings: DiffusersModel) -> Any:
+    """The class, which takes text and nothing that is not there.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    cls = library.subclass(settings.model, "ModelMixin", PLACE)
+    takes = library.parameters(cls.forward)
+    if TOKENS not in takes:
+        instead = "classes" if "class_labels" in takes else "something else"
+        raise ConfigError(
+            f"{settings.model} is conditioned on {instead}, not on text",
+            place=PLACE,
+            remedy=f"use one whose forward takes {TOKENS}, such as PixArtTransformer2DModel",
+        )
+    wanted = [
+        name for name, one in takes.items() if one.default is one.empty and name not in GIVEN
+    ]
+    if wanted or next(iter(takes)) not in PICTURE:
+        what = ", ".join(wanted) or "no picture"
+        raise ConfigError(f"{settings.model} wants {what}, which is not there", place=PLACE)
+    return cls
