@@ -5,18 +5,14 @@ agreement to 1e-9 over a whole trajectory leaves no other formula, and in float3
 noise is drawn.
 """
 
-import ast
 import functools
-import importlib.machinery
-import importlib.util
 import itertools
 import math
-import sys
-import types
 
 import pytest
 import torch
 
+import k_diffusion_source
 from sfumato import Guided, NoiseSchedule
 from sfumato_samplers import (
     DEIS,
@@ -163,33 +159,7 @@ class HalfAParabola(DPMPP3MSDE):
 
 @pytest.fixture(scope="module")
 def peer():
-    """k-diffusion's `sampling`, past the package's `__init__`, which needs torchvision.
-
-    It wants one function of the package's `utils`, which needs torchvision too: that function is run from
-    its own source.
-    """
-    spec = importlib.util.find_spec("k_diffusion")
-    if spec is None:
-        pytest.skip("k-diffusion is not installed: pip install --no-deps k-diffusion")
-    for needed in ("scipy", "torchsde", "torchdiffeq"):
-        pytest.importorskip(needed)
-    (folder,) = spec.submodule_search_locations
-    source = ast.parse(open(f"{folder}/utils.py").read())
-    source.body = [node for node in source.body if getattr(node, "name", "") == "append_dims"]
-    package, utils = types.ModuleType("kd"), types.ModuleType("kd.utils")
-    package.__path__, package.utils = [folder], utils
-    exec(compile(source, f"{folder}/utils.py", "exec"), vars(utils))
-    modules = {"kd": package, "kd.utils": utils}
-    loader = importlib.machinery.SourceFileLoader("kd.sampling", f"{folder}/sampling.py")
-    sampling = types.ModuleType("kd.sampling")
-    sampling.__package__ = "kd"
-    sys.modules.update(modules)
-    try:
-        exec(loader.get_code("kd.sampling"), vars(sampling))
-    finally:
-        for name in modules:
-            del sys.modules[name]
-    return sampling
+    return k_diffusion_source.sampling()
 
 
 def walk_of(function, schedule, times, dtype, **options):

@@ -1,6 +1,6 @@
 """Structuring is strict, complete and literal in its messages."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 import pytest
@@ -21,6 +21,7 @@ class Options:
     several: tuple[int, ...] = option((1,), "some", deep_iterable(ge(0)))
     choice: Literal["a", "b"] = option("a", "one of two")
     power: int = option(2, "of two", in_([2, 4, 8]))
+    free: dict[str, Any] = option(attrs.Factory(dict), "what another library reads")
 
 
 @attrs.frozen(kw_only=True)
@@ -54,6 +55,8 @@ def structure(text, cls, catalogue):
         ("power: 3", "power: expected one of 2, 4, 8, got 3"),
         ("wohle: 3", "wohle: unknown option of Options; did you mean 'whole'?"),
         ("maybe: -1", "maybe: expected >= 0, got -1"),
+        ("free: [1]", "free: expected a mapping, got [1]"),
+        ("free: {a: {b: [1, .nan]}}", "free.a.b.1: expected a finite number, got nan"),
     ],
 )
 def test_wrong_values_are_refused_with_place_and_remedy(catalogue, text, message):
@@ -63,11 +66,13 @@ def test_wrong_values_are_refused_with_place_and_remedy(catalogue, text, message
 
 
 def test_right_values_are_taken_as_they_are(catalogue):
-    text = "{whole: 3, share: 1e-4, flag: true, maybe: 2, several: [], choice: b, power: 8}"
+    text = "{whole: 3, share: 1e-4, flag: true, maybe: 2, several: [], choice: b, power: 8, "
+    text += "free: {a: null, b: {c: [1, 2.5, true, x]}}}"
     made = structure(text, Options, catalogue)
     assert made == Options(
-        whole=3, share=1e-4, flag=True, maybe=2.0, several=(), choice="b", power=8
-    )
+        whole=3, share=1e-4, flag=True, maybe=2.0, several=(), choice="b", power=8,
+        free={"a": None, "b": {"c": [1, 2.5, True, "x"]}},
+    )  # fmt: skip
     assert type(made.maybe) is float
 
 
@@ -75,7 +80,7 @@ def test_all_problems_are_reported_at_once(catalogue):
     with pytest.raises(ConfigError) as error:
         structure("whole: 0\nshare: x\nnothing: 1\n", Options, catalogue)
     assert str(error.value) == (
-        "f.yaml:3: nothing: unknown option of Options; known: choice, flag, maybe, power, "
+        "f.yaml:3: nothing: unknown option of Options; known: choice, flag, free, maybe, power, "
         "several, share, text, whole\n"
         "f.yaml:1: whole: expected >= 1 and <= 10, got 0\n"
         "f.yaml:2: share: expected number, got the text 'x'"

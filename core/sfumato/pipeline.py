@@ -16,7 +16,7 @@ from sfumato.records import SampleStep, Space, TextEmbedding
 from sfumato.registry import Registry
 from sfumato.request import Negative, Options, Request
 from sfumato.runs import Run
-from sfumato.sampling import Model
+from sfumato.sampling import GuidedDenoiser, Model
 from sfumato.walk import Walk
 from sfumato.watchers import Watchers
 from sfumato.weak import Weak
@@ -265,6 +265,24 @@ class Pipeline:
     ) -> Iterator[SampleStep]:
         """The steps of `sample`, in latents and in one batch."""
         return Walk(self, Request.of(prompts, **options)).down()
+
+    def denoise(
+        self,
+        prompts: Sequence[str],
+        *,
+        negative: Negative = None,
+        steps: int | None = None,
+        guidance: Guidance | None = None,
+    ) -> GuidedDenoiser:
+        """`denoise(x, t)` as a sampler calls it, prompts and guidance applied: for samplers of
+        other libraries. Whoever walks moves its `index` on, along its `times`.
+
+        Raises:
+            ConfigError: the arguments, as for `sample`, do not fit.
+        """
+        walk = Walk(self, Request.of(prompts, negative=negative, steps=steps, guidance=guidance))
+        with torch.no_grad():
+            return walk.denoise(walk.plan.times)
 
     def invert(
         self,

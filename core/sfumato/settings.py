@@ -116,6 +116,8 @@ def type_name(hint: Any) -> str:
         return " or ".join("null" if m is type(None) else type_name(m) for m in get_args(hint))
     if get_origin(hint) is tuple:
         return f"list of {type_name(get_args(hint)[0])}"
+    if get_origin(hint) is dict:
+        return "mapping"
     if is_component(hint):
         return f"{'an' if hint.kind[0] in 'aeiou' else 'a'} {hint.kind}"
     return {int: "int", float: "number", str: "text", bool: "true or false", dict: "mapping"}.get(
@@ -212,6 +214,7 @@ def _converter(catalogue: Catalogue) -> cattrs.Converter:
             cls = _used(node, cls, catalogue)
         return _instance(node, cls, converter)
 
+    converter.register_structure_hook(Any, _free)
     converter.register_structure_hook_func(lambda hint: bare(hint) is not hint, optional)
     converter.register_structure_hook_func(lambda hint: _origin(hint) is Literal, choice)
     converter.register_structure_hook_func(lambda hint: _origin(hint) is tuple, sequence)
@@ -251,6 +254,16 @@ def _scalar(node: Node, hint: type) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         _refuse(node, f"expected a finite number, got {value}")
     return value
+
+
+def _free(node: Node, hint: Any) -> Any:
+    """What another library reads: text, numbers, truths, nulls, lists and mappings, as they are."""
+    if isinstance(node.value, dict):
+        calls = [lambda n=n: _free(n, hint) for n in node.value.values()]
+        return dict(zip(node.value, _gather(calls), strict=True))
+    if isinstance(node.value, list):
+        return _gather([lambda n=n: _free(n, hint) for n in node.value])
+    return node.value if node.value is None else _scalar(node, type(node.value))
 
 
 def _is_number(text: str) -> bool:

@@ -75,7 +75,7 @@ class Walk:
             x = editing.noised_start(draw(0), plan, x0, painted)
         else:
             x = _checked_start(request.start, (len(examples), *shape)).to(pipeline.device).float()
-        guided = self._denoise(plan.times)
+        guided = self.denoise(plan.times)
         denoise: Denoise = guided
         if x0 is not None and painted is not None:
             denoise = editing.keeping(denoise, schedule, x0, painted)
@@ -95,14 +95,15 @@ class Walk:
         times = trajectory.rising(plan.times, schedule)
         assert self.request.image is not None
         x = self._latents(self.request.image) * editing.shrinking(plan, times)
-        guided = self._denoise(times)
+        guided = self.denoise(times)
         last, sampler = len(times) - 2, pipeline.settings.sampler
         guided.index = last  # the interval is called alike in both directions
         for step in reverse(sampler, guided, schedule, x, times, editing.no_noise):
             guided.index, x = max(last - step.index - 1, 0), step.x
         return x
 
-    def _denoise(self, times: Tensor) -> GuidedDenoiser:
+    def denoise(self, times: Tensor) -> GuidedDenoiser:
+        """What a sampler calls `denoise` on its way along `times`; texts are encoded here."""
         pipeline, request = self.pipeline, self.request
         null = pipeline.text_encoder.null(len(request.prompts))
         texts = Texts(

@@ -109,7 +109,8 @@ class DiffusersModel(Denoiser):
         True, "keep attention off the padding of the text; Stable Diffusion's UNets do not"
     )
     learned_sigma: bool = option(
-        False, "the network has 2C channels of output, of which the second half, a variance, is left"
+        False,
+        "the network has 2C channels of output, of which the second half, a variance, is left",
     )
 
     @classmethod

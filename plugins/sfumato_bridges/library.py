@@ -53,9 +53,7 @@ def check_names(
     """Raises ConfigError for the first name that is not known, or whose value `owner` says."""
     for name in given:
         if name in owned:
-            raise ConfigError(
-                f"{name!r} follows from {owner}", place=place, remedy="leave it out"
-            )
+            raise ConfigError(f"{name!r} follows from {owner}", place=place, remedy="leave it out")
         if name not in known:
             raise ConfigError(
                 f"unknown option {name!r}", place=place, remedy=suggestion(name, known)

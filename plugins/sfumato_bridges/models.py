@@ -25,12 +25,20 @@ if TYPE_CHECKING:
 PLACE = "denoiser diffusers_model"
 OWNER = "the pictures, the autoencoder, the text encoder and `learned_sigma`"
 
-TEXT_WIDTH = ("caption_channels", "joint_attention_dim", "cross_attention_dim")
+TEXT_WIDTH = (
+    *("caption_channels", "joint_attention_dim", "cap_feat_dim", "context_in_dim"),
+    "cross_attention_dim",
+)
 """What the width of the text tokens is called: the first of these that a network has."""
 PICTURE = ("sample", "hidden_states")
 TOKENS = "encoder_hidden_states"
 MASK = "encoder_attention_mask"
 POOLED = "pooled_projections"
+PROJECTED = ("projection", "simple_projection")
+"""Of `class_embed_type`: a UNet that adds a projected vector to its time embedding."""
+SIZED = "text_time"
+"""Of `addition_embed_type`: SDXL's UNet, which adds the pooled vector and sizes of the picture."""
+REFUSED = {"Transformer2DModel": "a part of networks, which hears no time"}
 GIVEN = {*PICTURE, "timestep", TOKENS, MASK, POOLED}
 
 
@@ -55,7 +63,9 @@ class DiffusersModule(DenoiserModule):
         self.schedule, self.channels = space.schedule, space.channels
         self.takes = frozenset(library.parameters(cls.forward))
         self.mask = settings.mask
-        self.pooled_class = str(config.get("class_embed_type")).endswith("projection")
+        self.factor = space.factor
+        self.pooled_class = config.get("class_embed_type") in PROJECTED
+        self.sized = config.get("addition_embed_type") == SIZED
         try:
             with torch.device("meta"):
                 self.network = cls(**config)
@@ -90,9 +100,16 @@ class DiffusersModule(DenoiserModule):
             MASK: text.mask if self.mask else None,
             POOLED: text.pooled,
             "class_labels": text.pooled if self.pooled_class else None,
+            "added_cond_kwargs": self._sizes(x_t, text) if self.sized else None,
             "return_dict": False,
         }
         return {name: value for name, value in given.items() if name in self.takes}
+
+    def _sizes(self, x_t: Tensor, text: TextEmbedding) -> dict[str, Tensor]:
+        """The pooled vector, and that the picture was neither resized nor cropped."""
+        height, width = (side * self.factor for side in x_t.shape[2:])
+        ids = torch.tensor([height, width, 0, 0, height, width], device=x_t.device)
+        return {"text_embeds": text.pooled, "time_ids": ids.expand(len(x_t), 6)}
 
     def forward(
         self, x_t: Tensor, t: Tensor, condition: TextEmbedding | Opposed, variant: str | None = None
@@ -115,22 +132,13 @@ def configuration(settings: DiffusersModel, space: Space) -> dict[str, Any]:
     Raises:
         ConfigError: the network or its config is not supported.
     """
-    cls = _class(settings)
-    known = library.parameters(cls.__init__)
+    known = library.parameters(_class(settings).__init__)
     imposed = _imposed(settings, known, space)
-    for reason, unfit in {
-        "adds conditions of its own to the time embedding": ("addition_embed_type", "image"),
-        "": (),
-    }.items():
-        if reason and settings.config.get(unfit[0]) is not None:
-            raise ConfigError(f"{settings.model} {reason}", place=f"{PLACE}, config.{unfit[0]}")
     library.check_names(settings.config, known, imposed, f"{PLACE}, config", OWNER)
     return {**settings.config, **imposed}
 
 
-def _imposed(
-    settings: DiffusersModel, known: Mapping[str, Any], space: Space
-) -> dict[str, Any]:
+def _imposed(settings: DiffusersModel, known: Mapping[str, Any], space: Space) -> dict[str, Any]:
     """The part of a configuration that the space says."""
     outputs = space.channels * (2 if settings.learned_sigma else 1)
     if settings.learned_sigma and "out_channels" not in known:
@@ -144,8 +152,11 @@ def _imposed(
     }
     if text_width is not None:
         imposed[text_width] = space.text_width
-    if str(settings.config.get("class_embed_type")).endswith("projection"):
+    if settings.config.get("class_embed_type") in PROJECTED:
         imposed["projection_class_embeddings_input_dim"] = space.pooled_width
+    if settings.config.get("addition_embed_type") == SIZED:
+        width = settings.config.get("addition_time_embed_dim") or 0
+        imposed["projection_class_embeddings_input_dim"] = space.pooled_width + 6 * width
     return {name: value for name, value in imposed.items() if name in known}
 
 
@@ -156,6 +167,8 @@ def _class(settings: DiffusersModel) -> Any:
         ConfigError: it does not.
     """
     cls = library.subclass(settings.model, "ModelMixin", PLACE)
+    if settings.model in REFUSED:
+        raise ConfigError(f"{settings.model} is {REFUSED[settings.model]}", place=PLACE)
     takes = library.parameters(cls.forward)
     if TOKENS not in takes:
         instead = "classes" if "class_labels" in takes else "something else"
@@ -164,9 +177,7 @@ def _class(settings: DiffusersModel) -> Any:
             place=PLACE,
             remedy=f"use one whose forward takes {TOKENS}, such as PixArtTransformer2DModel",
         )
-    wanted = [
-        name for name, one in takes.items() if one.default is one.empty and name not in GIVEN
-    ]
+    wanted = [name for name, one in takes.items() if one.default is one.empty and name not in GIVEN]
     if wanted or next(iter(takes)) not in PICTURE:
         what = ", ".join(wanted) or "no picture"
         raise ConfigError(f"{settings.model} wants {what}, which is not there", place=PLACE)

@@ -11,7 +11,6 @@ draws by `torch.randn` is answered with a draw of the pipeline.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -48,7 +47,9 @@ def check(name: str, options: Mapping[str, Any]) -> None:
     library.check_names(options, known_names, OWNED, f"{PLACE}, options", OWNER)
     if str(options.get("variance_type", "")).startswith("learned"):
         raise ConfigError(
-            "no learned variance reaches a sampler", place=f"{PLACE}, options", remedy="leave it out"
+            "no learned variance reaches a sampler",
+            place=f"{PLACE}, options",
+            remedy="leave it out",
         )
     _made(name, options, steps=2, clean=SUPPORTED[name].ends != "noisy")
 
@@ -66,34 +67,45 @@ def walk(
     levels = [Level.at(schedule, t) for t in times]
     _check_ends(sampler.scheduler, convention, levels)
     scheduler = _prepared(sampler, convention, levels)
-    arguments = library.parameters(scheduler.step)
-    options = {name: value for name, value in sampler.options.items() if name in arguments}
     places = convention.places(len(times) - 1)
     if len(scheduler.timesteps) != len(places):
         problem = f"expected {len(places)} timesteps, got {len(scheduler.timesteps)}"
         raise PluginError(problem, place=f"{PLACE} {sampler.scheduler}")
-    own = x / convention.scale(levels[0].alpha, levels[0].sigma)
-    for call, (timestep, (interval, index)) in enumerate(
-        zip(scheduler.timesteps, places, strict=True)
-    ):
+    taken = library.parameters(scheduler.step)
+    options = {name: value for name, value in sampler.options.items() if name in taken}
+    own = x / levels[0].scale(convention)
+    for call, (interval, index) in enumerate(places):
         if index is None:
             ratio = scheduler.sigmas_interpol[call - convention.behind].double()
             t = schedule.time_at(ratio.log())
             level = Level.at(schedule, t)
         else:
             t, level = times[index], levels[index]
-        scale = convention.scale(level.alpha, level.sigma)
-        guided = denoise(own * scale, t)
-        own = (level.alpha * guided.x0 + level.sigma * guided.eps) / scale
-        if convention.frame == "exploding":
-            scheduler.scale_model_input(own, timestep)  # or it warns that nobody did
+        guided = denoise(own * level.scale(convention), t)
+        own = (level.alpha * guided.x0 + level.sigma * guided.eps) / level.scale(convention)
         with Drawing(noise):
-            step = scheduler.step(_said(guided, convention), timestep, own, **options)
-        own = step.prev_sample.to(x.dtype)
+            own = _stepped(scheduler, convention, call, guided, own, options)
         if call + 1 == len(places) or places[call + 1][0] != interval:
-            end = levels[interval + 1]
-            reached = own * convention.scale(end.alpha, end.sigma)
-            yield SampleStep(index=interval, t=float(times[interval + 1]), x=reached, x0=guided.x0)
+            end, s = levels[interval + 1], float(times[interval + 1])
+            yield SampleStep(index=interval, t=s, x=own * end.scale(convention), x0=guided.x0)
+
+
+def _stepped(
+    scheduler: Any,
+    convention: Convention,
+    call: int,
+    guided: Guided,
+    own: Tensor,
+    options: Mapping[str, Any],
+) -> Tensor:
+    """Its x after one call, from its x now."""
+    timestep = scheduler.timesteps[call]
+    if convention.frame == "exploding":
+        scheduler.scale_model_input(own, timestep)  # or it warns that nobody did
+    said = {"x0": guided.x0, "epsilon": guided.eps, "flow": guided.eps - guided.x0}
+    step = scheduler.step(said[convention.says], timestep, own, **options)
+    found: Tensor = step.prev_sample.to(own.dtype)
+    return found
 
 
 @attrs.frozen
@@ -109,6 +121,10 @@ class Level:
         alpha, sigma = schedule.alpha_sigma(t)
         return cls(float(alpha), float(sigma))
 
+    def scale(self, convention: Convention) -> float:
+        """How much larger our x is than the scheduler's."""
+        return convention.scale(self.alpha, self.sigma)
+
 
 class Drawing(TorchFunctionMode):
     """Within it, and in this thread only, what torch is asked to draw comes from `noise`."""
@@ -123,13 +139,6 @@ class Drawing(TorchFunctionMode):
         if function in (torch.randn, torch.randn_like):
             return self.noise()
         return function(*args, **(kwargs or {}))
-
-
-def _said(guided: Guided, convention: Convention) -> Tensor:
-    """The prediction that the scheduler is given."""
-    if convention.says == "flow":
-        return guided.eps - guided.x0
-    return guided.x0 if convention.says == "x0" else guided.eps
 
 
 def _check_ends(name: str, convention: Convention, levels: list[Level]) -> None:
@@ -196,13 +205,9 @@ def _prepared(sampler: DiffusersScheduler, convention: Convention, levels: list[
 def _sigmas(convention: Convention, levels: list[Level]) -> Tensor:
     """What it calls sigmas, float64; of one that asks twice, inner ones twice."""
     straight = convention.frame == "straight"
-    found = torch.tensor(
-        [
-            level.sigma / (level.alpha + level.sigma * straight) if level.alpha or straight else math.inf
-            for level in levels
-        ],
-        dtype=torch.float64,
-    )
+    whole = [level.alpha + level.sigma * straight for level in levels]
+    ratios = [level.sigma / one for level, one in zip(levels, whole, strict=True)]
+    found = torch.tensor(ratios, dtype=torch.float64)
     if convention.asks == "twice":
         found = torch.cat((found[:1], found[1:-1].repeat_interleave(2), found[-1:]))
     return found
