@@ -10,6 +10,7 @@ from sfumato_schedules import LinearBeta
 from sfumato_unet import UNet
 
 diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers on numpy 2
 
 SPACE = Space(
     channels=4, height=8, width=12, text_width=12, pooled_width=10, schedule=LinearBeta(), factor=8

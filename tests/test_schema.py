@@ -167,6 +167,7 @@ def entry(component, **changes):
     needed = {
         "folder": "photos", "guidance": "cfg", "denoiser": "unet", "schedule": "linear", "shift": 2.0,
         "values": [0.5, 0.25], "parts": ["cfg"], "encoders": ["clip"],
+        "scheduler": "HeunDiscreteScheduler", "model": "UNet2DConditionModel",
     }  # fmt: skip
     written = {
         name: needed[name] if field.default is attrs.NOTHING else settings.default(field)
@@ -190,7 +191,9 @@ def test_every_option_of_a_component_is_checked_as_the_reader_checks_it(componen
             for value in (bounds.low - (not bounds.low_open), bounds.high + (not bounds.high_open)):
                 if abs(value) < float("inf"):
                     wrong[name] = hint(value)
-        if hint in (int, float, bool) or settings.is_component(hint) or get_origin(hint):
+        if get_origin(hint) is dict:
+            wrong[name] = ["no mapping"]
+        elif hint in (int, float, bool) or settings.is_component(hint) or get_origin(hint):
             wrong.setdefault(name, {"use": "nothing"})
         else:
             wrong[name] = 1

@@ -115,16 +115,14 @@ class DiffusersModel(Denoiser):
 
     @classmethod
     def example(cls, folder: Path) -> Self:
-        """A UNet of two levels, the second of which attends."""
+        """A transformer of one block."""
         config = {
-            "block_out_channels": [8, 8],
-            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-            "layers_per_block": 1,
-            "attention_head_dim": 2,
-            "norm_num_groups": 4,
+            "num_layers": 1,
+            "num_attention_heads": 2,
+            "attention_head_dim": 8,
+            "cross_attention_dim": 16,
         }
-        return cls(model="UNet2DConditionModel", config=config)
+        return cls(model="PixArtTransformer2DModel", config=config)
 
     @property
     def multiple(self) -> int:
