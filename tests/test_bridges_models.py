@@ -1,5 +1,7 @@
 """Networks of diffusers as denoisers: beside their own call, beside our UNet, trained, and refused."""
 
+import sys
+
 import pytest
 import torch
 
@@ -220,6 +222,24 @@ def test_what_is_refused_says_why(options, message):
     with pytest.raises(ConfigError) as error:
         DiffusersModel(**options).build(SPACE)
     assert str(error.value) == message
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch):
+    settings = DiffusersModel(model="UNet2DConditionModel", config=UNET)
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ConfigError) as error:
+        settings.build(SPACE)
+    assert str(error.value) == 'diffusers is not installed; pip install "sfumato[diffusers]"'
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model", ["PixArtTransformer2DModel", "UNet2DConditionModel"])
+def test_works_in_bfloat16(model):
+    module, (x_t, t, text) = built(model=model, config=NETWORKS[model]), inputs()
+    exact = module(x_t, t, text)
+    rounded = module.bfloat16()(x_t.bfloat16(), t, text.map(lambda x: x.bfloat16()))
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded - exact).norm() < 0.05 * exact.norm()
 
 
 @pytest.mark.parametrize(

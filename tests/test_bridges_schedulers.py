@@ -332,6 +332,19 @@ def test_without_the_extra_it_is_known_and_says_what_to_install(monkeypatch, cat
     assert str(error.value).endswith('diffusers is not installed; pip install "sfumato[diffusers]"')
 
 
+def test_a_library_that_a_scheduler_needs_is_named(monkeypatch):
+    from diffusers.utils import dummy_torch_and_scipy_objects
+
+    monkeypatch.setattr(
+        diffusers, "LMSDiscreteScheduler", dummy_torch_and_scipy_objects.LMSDiscreteScheduler
+    )
+    with pytest.raises(ConfigError) as error:
+        bridge("LMSDiscreteScheduler")
+    assert str(error.value) == (
+        "sampler diffusers_scheduler: LMSDiscreteScheduler needs torch, scipy; install torch, scipy"
+    )
+
+
 def test_the_page_names_what_is_supported_and_why_the_rest_is_not():
     page = (ROOT / "docs" / "bridges.md").read_text()
     for name, convention in SUPPORTED.items():

@@ -29,11 +29,14 @@ def subclass(name: str, base: str, place: str) -> Any:
     """The class of this name, by its own name and of this base class of diffusers.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it needs a library that is not installed.
     """
     library = diffusers()
     found = getattr(library, name, None) if name.isidentifier() else None
     parent = getattr(library, base)
+    if missing := getattr(found, "_backends", ()):  # what diffusers has in place of the class
+        needed = ", ".join(missing)
+        raise ConfigError(f"{name} needs {needed}", place=place, remedy=f"install {needed}")
     if not (isinstance(found, type) and issubclass(found, parent)) or found is parent:
         version = library.__version__
         raise ConfigError(f"diffusers {version} has no {base} {name!r}", place=place)

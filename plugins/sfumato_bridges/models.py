@@ -38,6 +38,9 @@ PROJECTED = ("projection", "simple_projection")
 """Of `class_embed_type`: a UNet that adds a projected vector to its time embedding."""
 SIZED = "text_time"
 """Of `addition_embed_type`: SDXL's UNet, which adds the pooled vector and sizes of the picture."""
+UNFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError,
+         ValueError)  # fmt: skip
+"""What a network raises whose configuration does not fit itself, or its inputs."""
 REFUSED = {"Transformer2DModel": "a part of networks, which hears no time"}
 GIVEN = {*PICTURE, "timestep", TOKENS, MASK, POOLED}
 
@@ -69,14 +72,14 @@ class DiffusersModule(DenoiserModule):
         try:
             with torch.device("meta"):
                 self.network = cls(**config)
-            self._try(space, cls)
-            self.network = cls(**config)
-        except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+            self._try(space)
+        except UNFIT as error:
             what = f"{settings.model} does not run on {space.channels} x {space.height} x "
             problem = f"{what}{space.width} with this config: {error}"
             raise ConfigError(problem, place=f"{PLACE}, config") from error
+        self.network = cls(**config)
 
-    def _try(self, space: Space, cls: Any) -> None:
+    def _try(self, space: Space) -> None:
         """One pass without values; what the meta device cannot do is left to the first step."""
         with torch.device("meta"):
             x_t = torch.zeros(2, space.channels, space.height, space.width)
