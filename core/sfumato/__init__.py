@@ -19,6 +19,7 @@ from sfumato.errors import (
 )
 from sfumato.hookspecs import hookimpl
 from sfumato.interfaces import (
+    Adapter,
     Autoencoder,
     Component,
     Data,
@@ -66,6 +67,7 @@ from sfumato.tables import TableSchedule
 if TYPE_CHECKING:
     from sfumato.experiment import Experiment
     from sfumato.modules import (
+        AdapterModule,
         AutoencoderModule,
         DenoiserModule,
         JointEncoderModule,
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "AdapterModule": "modules",
     "AutoencoderModule": "modules",
     "DenoiserModule": "modules",
     "Draw": "randomness",
@@ -101,6 +104,8 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "Adapter",
+    "AdapterModule",
     "Against",
     "Autoencoder",
     "AutoencoderModule",

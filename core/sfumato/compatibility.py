@@ -10,14 +10,14 @@ way to sample. Each check is a function that raises an error with its remedy; `A
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import attrs
 
 from sfumato import settings, trajectory
 from sfumato.errors import ConfigError, PluginError
 from sfumato.experiment import Experiment, PipelineSettings, Trained
-from sfumato.interfaces import Component, Guidance, NoiseSchedule
+from sfumato.interfaces import Adapter, Component, Guidance, NoiseSchedule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -105,9 +105,12 @@ class Plan:
         )
 
 
-def check_training(experiment: Experiment, weak: Trained | None = None) -> None:
-    """Raises ConfigError or PluginError where an experiment cannot train, or where the samples of
-    its own evaluation could not be drawn, beside a `weak` model trained like this.
+def check_training(
+    experiment: Experiment, weak: Trained | None = None, start: Trained | None = None
+) -> None:
+    """Raises ConfigError or PluginError where an experiment cannot train from the weights of
+    `start`, or where the samples of its own evaluation could not be drawn, beside a `weak` model
+    trained like this.
     """
     if not experiment.stages:
         raise ConfigError(f"experiment {experiment.name!r} has no stages", remedy="add `stages`")
@@ -117,9 +120,11 @@ def check_training(experiment: Experiment, weak: Trained | None = None) -> None:
         remedy = "leave sampling.size out, or change the size of the data"
         raise ConfigError(f"{problem}{given[1]}", place="sampling.size", remedy=remedy)
     check_assembly(experiment)
+    if start is not None:
+        check_start(start, experiment)
     evaluation = experiment.evaluation
-    trains = {stage.objective.trains for stage in experiment.stages.values()}
-    if evaluation.metrics and "denoiser" not in trains:
+    trained = {*slots_trained(experiment), *(start.slots if start is not None else ())}
+    if evaluation.metrics and "denoiser" not in trained:
         raise ConfigError(
             "evaluation draws samples, and no stage trains the denoiser",
             place="evaluation.metrics",
@@ -127,8 +132,10 @@ def check_training(experiment: Experiment, weak: Trained | None = None) -> None:
         )
     plan = Plan(
         settings=experiment,
-        trained=experiment.noise_schedule,
-        text_dropout=text_dropout(experiment) if evaluation.metrics or evaluation.studies else None,
+        trained=noise_schedule(experiment, start),
+        text_dropout=text_dropout(experiment, start)
+        if evaluation.metrics or evaluation.studies
+        else None,
         guidance=experiment.guidance,
         steps=experiment.sampling.steps,
         weak=weak,
@@ -161,10 +168,22 @@ def check_plan(plan: Plan) -> None:
         check(plan)
 
 
-def text_dropout(experiment: Experiment) -> float | None:
-    """The rate of the last stage that has one."""
+def slots_trained(experiment: Experiment) -> set[str]:
+    """The slots whose weights its stages move."""
+    return {stage.objective.trains for stage in experiment.stages.values()}
+
+
+def text_dropout(experiment: Experiment, start: Trained | None = None) -> float | None:
+    """The rate of the last stage that has one, else that of the weights at the start."""
+    known = [] if start is None else [start.text_dropout]
     rates = [stage.objective.text_dropout for stage in experiment.stages.values()]
-    return next((rate for rate in reversed(rates) if rate is not None), None)
+    return next((rate for rate in reversed([*known, *rates]) if rate is not None), None)
+
+
+def noise_schedule(experiment: Experiment, start: Trained | None = None) -> NoiseSchedule:
+    """What the denoiser is trained with in the end: the start's, where no stage trains it."""
+    own = start is None or "denoiser" in slots_trained(experiment)
+    return experiment.noise_schedule if own else start.noise_schedule
 
 
 def check_schedule(settings: PipelineSettings) -> None:
@@ -222,16 +241,47 @@ def check_weights(trained: Trained, wanted: PipelineSettings) -> None:
             )
 
 
-def differences(was: Component, now: Component) -> Iterator[tuple[str, Any, Any]]:
+def check_start(trained: Trained, wanted: Experiment) -> None:
+    """Raises ConfigError where training cannot start from weights that go with other components.
+
+    What may differ: all but the three slots that have weights; in these what may differ in
+    sampling too, and, where a stage trains the slot, what no shape depends on; and an adapter may
+    stand around the denoiser.
+    """
+    trains = slots_trained(wanted)
+    for slot in ("text_encoder", "denoiser", "autoencoder"):
+        was, now = getattr(trained, slot), getattr(wanted, slot)
+        if goes_around(was, now):
+            now = now.base
+        for option, before, after in differences(was, now, retrained=slot in trains):
+            raise ConfigError(
+                f"the weights to start from were trained with {before!r} and do not go with "
+                f"{after!r}",
+                place=f"{slot}.{option}".removesuffix(".use"),
+                remedy="leave it as it is, or train without `start`",
+            )
+
+
+def goes_around(was: Component, now: Component) -> TypeGuard[Adapter]:
+    """Whether `now` is an adapter, and weights trained with `was` are for the denoiser in it."""
+    return isinstance(now, Adapter) and type(now) is not type(was)
+
+
+def differences(
+    was: Component, now: Component, *, retrained: bool = False
+) -> Iterator[tuple[str, Any, Any]]:
     """The options, and `use`, that weights trained with `was` would meet changed in `now`, also
     inside of wrapped components: the name, what it was, and what it is.
+
+    Where they are to be `retrained`, what training can change is no difference.
     """
     before, after = settings.plain(was), settings.plain(now)
-    for name in (option for option in before if option not in was.adjustable):
+    free = was.adjustable | (was.retrainable if retrained else frozenset())
+    for name in (option for option in before if option not in free):
         inner, other = (_components(name, getattr(one, name, None)) for one in (was, now))
         if inner and inner.keys() == other.keys():
             for path, component in inner.items():
-                for option, old, new in differences(component, other[path]):
+                for option, old, new in differences(component, other[path], retrained=retrained):
                     yield f"{path}.{option}", old, new
         elif before[name] != after.get(name):
             yield name, before[name], after.get(name)

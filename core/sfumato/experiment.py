@@ -123,6 +123,10 @@ class Stage:
     gradient_clip: float | None = option(1.0, "largest norm of the gradient", optional(gt(0)))
     ema: float | None = option(None, "decay of the averaged weights", optional([ge(0), lt(1)]))
     precision: Literal["float32", "bfloat16"] = option("float32", "bfloat16: under autocast")
+    compile: bool = option(False, "what is trained; the first step then takes minutes")
+    activation_checkpointing: bool = option(
+        False, "compute the inside of blocks again in the backward pass: less memory, more time"
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -141,6 +145,9 @@ class Experiment(PipelineSettings):
 
     name: str = required("in the registry")
     seed: int = option(0, "of everything random", ge(0))
+    start: str | None = option(
+        None, "RUN or RUN@STEP, whose weights training starts from; null: drawn anew"
+    )
     stages: dict[str, Stage] = option(attrs.Factory(dict), "in the order of training")
     evaluation: Evaluation = option(attrs.Factory(Evaluation), "after the last stage")
     trackers: tuple[Tracker, ...] = option((), "where numbers go while it runs")

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sfumato.modules import (
+        AdapterModule,
         AutoencoderModule,
         DenoiserModule,
         ObjectiveModule,
@@ -67,6 +68,10 @@ class Component(ABC):
     name: ClassVar[str]
     adjustable: ClassVar[frozenset[str]] = frozenset()
     """Of a component with weights: the options that may differ from those of training."""
+    retrainable: ClassVar[frozenset[str]] = frozenset()
+    """Of a component with weights: further options that may differ where training goes on from
+    them, as no shape depends on these.
+    """
 
     @classmethod
     def example(cls, folder: Path) -> Self:
@@ -211,6 +216,33 @@ class Denoiser(Component):
 
         Raises:
             ConfigError: the options do not fit each other or the space.
+        """
+
+
+class Adapter(Denoiser):
+    """A denoiser around another one, whose weights stay as they are beside a few that are trained.
+
+    Training may start from weights of the denoiser inside: see `Experiment.start`.
+    """
+
+    @property
+    @abstractmethod
+    def base(self) -> Denoiser:
+        """The denoiser inside."""
+
+    @abstractmethod
+    def build(self, space: Space) -> AdapterModule:
+        """As for `Denoiser`."""
+
+    @abstractmethod
+    def parted(
+        self, state: Mapping[str, Tensor]
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, bytes]]:
+        """The state of a module of its own in two parts.
+
+        Returns:
+            The state of the denoiser inside, and the rest as files by name, in the layout in which
+            other programs load such adapters.
         """
 
 

@@ -6,7 +6,10 @@ Everything happens on trees of nodes, so each value keeps the place it came from
     a name          is an entry of the file or, where there is none, a registered component
     {use: ...}      is that registered component with exactly these options
     other mappings  change options of the component that stands there
-    a list          replaces the list that stands there.
+    a list          replaces the list that stands there;
+
+a component that goes around another one of its kind, and does not say which, goes around the one
+that stands there.
 
 This module knows nothing about files, pipelines and experiments, but for one rule about stages.
 """
@@ -73,7 +76,7 @@ class Layers:
             return self._merge_items(base, change, hint)
         used = isinstance(change.value, dict) and "use" in change.value
         if not isinstance(change.value, dict) or (used and settings.is_component(hint)):
-            return self.expand(change, hint)
+            return self._around(base, self.expand(change, hint), hint)
         if base is None or not isinstance(base.value, dict):
             base = attrs.evolve(change, value={})
         change = self._stage(change, hint, base)
@@ -82,6 +85,17 @@ class Layers:
             before = base.value.get(key) or self._default(base, hint, key)
             merged[key] = self.merge(before, child, hint_of(key))
         return attrs.evolve(base, value=merged)
+
+    def _around(self, base: Node | None, wrapper: Node, hint: Any) -> Node:
+        """Puts `base` where a component that replaces it requires one of its own kind."""
+        if base is None or not isinstance(base.value, dict) or not isinstance(wrapper.value, dict):
+            return wrapper
+        inside = {
+            name: base
+            for name, field in self._fields(wrapper, hint).items()
+            if field.default is attrs.NOTHING and field.type is hint and name not in wrapper.value
+        }
+        return attrs.evolve(wrapper, value={**wrapper.value, **inside})
 
     def _merge_items(self, base: Node, change: Node, hint: Any) -> Node:
         items = list(base.value)

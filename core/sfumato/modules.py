@@ -25,6 +25,14 @@ class TrainableModule(nn.Module, ABC):
         """The parameters that training moves; by default all. An adapter names its own."""
         return self.parameters()
 
+    def blocks(self) -> Iterable[nn.Module]:
+        """The parts whose inside need not be kept for the backward pass, as it can be computed again
+        from what goes in: by default the members of each `nn.ModuleList` that hold no other.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.ModuleList):
+                yield from (block for block in module if not _holds_a_list(block))
+
 
 class TextEncoderModule(TrainableModule):
     """Prompts to embeddings.
@@ -107,6 +115,17 @@ class DenoiserModule(TrainableModule):
         return text
 
 
+class AdapterModule(DenoiserModule):
+    """What an `Adapter` builds: a denoiser and, beside its weights, a few of its own."""
+
+    @abstractmethod
+    def around(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The state of this module where the denoiser inside has `state`.
+
+        Its own weights are drawn anew from torch's generator, so that they change nothing yet.
+        """
+
+
 class AutoencoderModule(nn.Module, ABC):
     """Pixels to latents and back; `channels` and `factor` are those of its settings."""
 
@@ -140,3 +159,7 @@ class ObjectiveModule(nn.Module, ABC):
 
     def after_step(self) -> None:
         """Called after each optimiser step, to project parameters back where they belong."""
+
+
+def _holds_a_list(module: nn.Module) -> bool:
+    return any(isinstance(inner, nn.ModuleList) and len(inner) for inner in module.modules())

@@ -15,8 +15,8 @@ from sfumato.errors import CheckpointError
 from sfumato.records import SampleStep, Space, TextEmbedding
 from sfumato.registry import Registry
 from sfumato.request import Negative, Options, Request
-from sfumato.runs import Run
 from sfumato.sampling import GuidedDenoiser, Model
+from sfumato.runs import Run, Stored
 from sfumato.walk import Walk
 from sfumato.watchers import Watchers
 from sfumato.weak import Weak
@@ -120,23 +120,54 @@ class Pipeline:
         weak = Weak.find(settings, registry.catalogue)
         if weak is not None:
             weak.check_neighbours(path)
+        pipeline = cls.restored(
+            Stored(path=path, trained=trained),
+            settings,
+            watchers=registry.catalogue.watchers(),
+            weak=weak,
+        )
+        return pipeline.to(usable(device or "cpu"), getattr(torch, settings.sampling.precision))
+
+    @classmethod
+    def restored(
+        cls,
+        stored: Stored,
+        settings: PipelineSettings,
+        seed: int = 0,
+        watchers: Watchers | None = None,
+        schedule: NoiseSchedule | None = None,
+        weak: Weak | None = None,
+    ) -> Self:
+        """Built on the CPU with the weights and files of a checkpoint, whose components fit.
+
+        Args:
+            stored: the checkpoint.
+            settings: the components.
+            seed: of the weights of an adapter that the checkpoint does not have.
+            watchers: as for the class.
+            schedule: as for the class; by default that of the checkpoint.
+            weak: as for the class.
+
+        Raises:
+            CheckpointError: the weights cannot be used.
+        """
+        path, trained = stored.path, stored.trained
         states, files = checkpoint.read(path)
+        schedule = schedule or trained.noise_schedule
         with Undrawn():
-            pipeline = cls(
-                settings,
-                files,
-                watchers=registry.catalogue.watchers(),
-                schedule=trained.noise_schedule,
-                weak=weak,
-            )
+            pipeline = cls(settings, files, seed, watchers, schedule, weak)
         pipeline.trained = frozenset(trained.slots)
         pipeline.text_dropout = trained.text_dropout
         for slot, module in pipeline.modules().items():
             if slot in states:
-                checkpoint.restore(module, states[slot], str(path / f"{slot}.safetensors"))
+                state: Mapping[str, Tensor] = states[slot]
+                if compatibility.goes_around(getattr(trained, slot), getattr(settings, slot)):
+                    with _seeded(seed, slot):
+                        state = module.around(state)
+                checkpoint.restore(module, state, str(path / f"{slot}.safetensors"))
             elif module.state_dict():
                 raise CheckpointError(f"has no weights for the {slot}", place=str(path))
-        return pipeline.to(usable(device or "cpu"), getattr(torch, settings.sampling.precision))
+        return pipeline
 
     def modules(self) -> dict[str, nn.Module]:
         """The built modules by slot."""

@@ -2,7 +2,8 @@
 
 An experiment is resolved in layers, later wins: registry entry, pipeline, `from`, its own body,
 `set`, `--set` (defaults of the classes fill what is left). How one layer lies over another is told
-in `layers`.
+in `layers`. In the place of a pipeline an experiment may name a run to `start` from, whose slots it
+takes with the weights.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from sfumato import document, plugins, settings
+from sfumato import document, plugins, runs, settings
 from sfumato.document import Node
 from sfumato.errors import AmbiguousError, ConfigError, SfumatoError, suggestion
 from sfumato.experiment import Experiment, PipelineSettings
@@ -29,6 +30,9 @@ VERSION = 1
 
 SLOTS = [name for name in settings.fields(PipelineSettings) if name != "sampling"]
 BODY = [name for name in settings.fields(Experiment) if name not in (*SLOTS, "name")]
+
+Bodies = list[tuple[Node, dict[str, Node]]]
+"""An experiment and those it comes `from`: as written, and its keys."""
 
 
 def create(kind: str, name: str, /, **options: Any) -> Any:
@@ -129,8 +133,14 @@ class Registry:
         for name in self.pipelines:
             attempt(self.pipeline, name)
         for name in self.experiments:
-            attempt(self.experiment, name)
+            attempt(self._check_experiment, name)
         return errors
+
+    def _check_experiment(self, name: str) -> None:
+        """What rests on a run is left to whoever uses it: the run may be gone, or still to come."""
+        key, _ = _foundation(self._ancestry(Node(name)))
+        if key != "start":
+            self.experiment(name)
 
     def _component(self, kind: str, entry: Node) -> None:
         if not isinstance(entry.value, dict) or "use" not in entry.value:
@@ -151,7 +161,8 @@ class Registry:
         """An experiment, resolved and checked.
 
         Args:
-            name: one of `experiments`.
+            name: one of `experiments`; or RUN or RUN@STEP, which is that run once more, started
+                from its own weights.
             overrides: `path=value` texts, such as `guidance.scale=7.5`; values are YAML.
 
         Raises:
@@ -180,11 +191,13 @@ class Registry:
         return self._layers.merge(tree, change, Experiment)
 
     def _experiment_tree(self, name: str) -> Node:
-        """The nearest pipeline, then what each experiment says, from the farthest ancestor on."""
+        """The nearest pipeline or start, then what each experiment says, from the farthest ancestor
+        on.
+        """
+        if name not in self.experiments and runs.is_run(name):
+            return _started(Node(name, "the run itself", ("start",)))
         bodies = self._ancestry(Node(name))
-        pipelines = [body["pipeline"] for _, body in bodies if "pipeline" in body]
-        slots = self._pipeline_tree(pipelines[-1]).value if pipelines else {}
-        tree = attrs.evolve(bodies[-1][0], value=slots)
+        tree = attrs.evolve(bodies[-1][0], value=self._slots(bodies))
         for written, body in bodies:
             own = {key: body[key] for key in BODY if key in body}
             tree = self._layers.merge(tree, attrs.evolve(written, value=own), Experiment)
@@ -192,9 +205,18 @@ class Registry:
                 tree = self._changed(tree, body["set"])
         return tree
 
-    def _ancestry(self, named: Node) -> list[tuple[Node, dict[str, Node]]]:
+    def _slots(self, bodies: Bodies) -> dict[str, Node]:
+        key, named = _foundation(bodies)
+        if key == "pipeline":
+            return dict(self._pipeline_tree(named).value)
+        if key == "start":
+            found = _started(named).value
+            return {name: found[name] for name in (*SLOTS, "sampling") if name in found}
+        return {}
+
+    def _ancestry(self, named: Node) -> Bodies:
         """An experiment and those it comes `from`, the farthest first: as written, and its keys."""
-        bodies: list[tuple[Node, dict[str, Node]]] = []
+        bodies: Bodies = []
         seen: set[str] = set()
         at: Node | None = named
         while at is not None:
@@ -242,6 +264,35 @@ class Registry:
         if errors:
             raise ConfigError.joined(errors)
         return self._layers.expand(written, PipelineSettings)
+
+
+def _foundation(bodies: Bodies) -> tuple[str, Node]:
+    """Where the slots of an experiment come from: `pipeline` or `start`, whichever is nearer, and
+    its value. Beside a pipeline, a start gives weights alone.
+    """
+    for _, body in reversed(bodies):
+        for key in ("pipeline", "start"):
+            if key in body and body[key].value is not None:
+                return key, body[key]
+    return "", Node(None)
+
+
+def _started(named: Node) -> Node:
+    """The settings of a run, starting from its weights: RUN or RUN@STEP.
+
+    How large pictures are is left out, as the data says it.
+    """
+    if not isinstance(named.value, str):
+        raise named.error("expected RUN or RUN@STEP")
+    run, _ = runs.parted(named.value)
+    if not runs.is_run(run):
+        problem = f"{run!r} is not a run folder: it has no {runs.SETTINGS}"
+        raise named.error(problem, "train or import it first, or name another")
+    tree = runs.Run.open(run).settings()
+    sampling = tree.value.get("sampling", Node({}))
+    drawn = {key: child for key, child in sampling.value.items() if key != "size"}
+    changes = {"sampling": attrs.evolve(sampling, value=drawn), "start": named}
+    return attrs.evolve(tree, value={**tree.value, **changes})
 
 
 def _mapping(node: Node, errors: list[SfumatoError]) -> dict[str, Node]:

@@ -148,6 +148,54 @@ def trained(path: Path, catalogue: Catalogue) -> Trained:
     return settings.structure(stated, Trained, catalogue)
 
 
+@attrs.frozen(eq=False, kw_only=True)
+class Stored:
+    """A checkpoint that settings name.
+
+    Attributes:
+        path: of the checkpoint.
+        trained: what it says of itself.
+    """
+
+    path: Path
+    trained: Trained
+
+    @classmethod
+    def find(cls, reference: str, place: str, catalogue: Catalogue) -> Stored:
+        """RUN is its newest checkpoint, RUN@STEP that of a step; no weights are read.
+
+        Args:
+            reference: to a checkpoint.
+            place: where it is named, for messages.
+            catalogue: what is installed.
+
+        Raises:
+            ConfigError: there is none, or it names a component that is not installed.
+            CheckpointError: it cannot be read.
+        """
+        run, step = parted(reference)
+        found = Run.open(run)
+        path = found.newest_checkpoint() if step is None else found.checkpoint(step)
+        if not path.is_dir():
+            raise ConfigError(
+                f"{run} has no checkpoint of step {step}",
+                place=place,
+                remedy=f"it has: {', '.join(map(str, found.checkpoint_steps())) or 'none'}",
+            )
+        return cls(path=path, trained=trained(path, catalogue))
+
+
+def is_run(reference: str) -> bool:
+    """Whether RUN or RUN@STEP names a run folder."""
+    return (Path(parted(reference)[0]) / SETTINGS).is_file()
+
+
+def parted(reference: str) -> tuple[str, int | None]:
+    """RUN@STEP as run and step; the step is None where there is none."""
+    run, _, step = reference.rpartition("@")
+    return (run, int(step)) if run and step.isdecimal() else (reference, None)
+
+
 def free_path(path: Path) -> Path:
     """`path`, or where that is taken the first free of `NAME-2`, `NAME-3` ... beside it."""
     numbered = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in itertools.count(2))

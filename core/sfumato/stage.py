@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from sfumato import randomness
+from sfumato import forwards, randomness
 from sfumato.errors import SfumatoError
 from sfumato.randomness import Draw
 
@@ -75,6 +75,10 @@ class StageRun:
             fused=True,
         )
         self.averaged = None if settings.ema is None else average(module, settings.ema)
+        if settings.activation_checkpointing:
+            forwards.recomputing(module)
+        if settings.compile:
+            forwards.compiled(module)
 
     def advance(self, batch: Batch) -> Outcome:
         """One optimiser step; the loss and the norm of its gradient are checked before any weight
@@ -116,6 +120,7 @@ class StageRun:
 
     def finish(self) -> None:
         """The average takes the place of the weights, and the slot is frozen, in eval mode."""
+        forwards.plain(self.module)
         self.module.load_state_dict(dict(self.weights()))
         self.module.eval().requires_grad_(False)
 

@@ -17,13 +17,13 @@ from sfumato.engine import Single
 from sfumato.experiment import Trained
 from sfumato.pipeline import Pipeline
 from sfumato.records import CheckpointSaved, TrainEnd, TrainStart, TrainStep
-from sfumato.runs import Run
+from sfumato.runs import Run, Stored
 from sfumato.settings import plain
 from sfumato.stage import StageRun, learning_rate
 from sfumato.weak import Weak
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from sfumato.experiment import Experiment, Stage
     from sfumato.interfaces import Split
@@ -61,18 +61,21 @@ def train(
     """
     catalogue = catalogue or plugins.load()
     weak = Weak.find(experiment, catalogue)
-    compatibility.check_training(experiment, None if weak is None else weak.trained)
+    start = _start(experiment, catalogue)
+    before = None if start is None else start.trained
+    compatibility.check_training(experiment, None if weak is None else weak.trained, before)
     split = experiment.given_data().split("train")
     compatibility.check_batches(experiment, len(split))
     captions = [split.caption(i) for i in range(len(split))]
-    files = experiment.text_encoder.fit(captions)
-    pipeline = Pipeline(experiment, files, experiment.seed, weak=weak)
+    pipeline = _built(experiment, captions, start, weak)
     pipeline.text_encoder.check(dict.fromkeys(captions))
-    pipeline.text_dropout = compatibility.text_dropout(experiment)
-    loop = _Loop(experiment, pipeline, split, Single(device), catalogue)
+    pipeline.text_dropout = compatibility.text_dropout(experiment, before)
+    loop = _Loop(experiment, pipeline, split, Single(device), catalogue, before)
     evaluation.check(pipeline, experiment.evaluation)
     path = Path(out) if out else runs.free_path(Path("runs") / experiment.name)
     run = Run.create(path, experiment, catalogue)
+    if start is not None:
+        run.update(start={"checkpoint": str(start.path), "files": checkpoint.hashes(start.path)})
     pipeline.watchers = catalogue.watchers()
     for tracker in experiment.trackers:
         pipeline.watchers.add(f"tracker {tracker.name}", functools.partial(tracker.build, run.path))
@@ -94,6 +97,24 @@ def train(
         raise
 
 
+def _start(experiment: Experiment, catalogue: Catalogue) -> Stored | None:
+    """The checkpoint that training starts from, if any."""
+    if experiment.start is None:
+        return None
+    return Stored.find(experiment.start, "start", catalogue)
+
+
+def _built(
+    experiment: Experiment, captions: Sequence[str], start: Stored | None, weak: Weak | None
+) -> Pipeline:
+    """The pipeline at the first step: with drawn weights, or those of the start."""
+    seed = experiment.seed
+    if start is None:
+        return Pipeline(experiment, experiment.text_encoder.fit(captions), seed, weak=weak)
+    schedule = compatibility.noise_schedule(experiment, start.trained)
+    return Pipeline.restored(start, experiment, seed, schedule=schedule, weak=weak)
+
+
 class _Loop:
     """What the stages of one run share."""
 
@@ -104,14 +125,16 @@ class _Loop:
         split: Split,
         engine: Single,
         catalogue: Catalogue,
+        start: Trained | None,
     ) -> None:
         self.experiment, self.pipeline, self.split = experiment, pipeline, split
         self.catalogue = catalogue
         self.engine = engine
         self.step = 0
-        self.text_dropout: float | None = None
+        self.text_dropout = None if start is None else start.text_dropout
+        self.trained = set(() if start is None else start.slots)
+        self.schedule = experiment.noise_schedule if start is None else start.noise_schedule
         pipeline.to(engine.device)
-        self.trained: set[str] = set()
         self.objectives = {
             name: stage.objective.build(pipeline).to(engine.device)
             for name, stage in experiment.stages.items()
@@ -123,6 +146,8 @@ class _Loop:
             if stage.objective.text_dropout is not None:
                 self.text_dropout = stage.objective.text_dropout
             self.trained.add(stage.objective.trains)
+            if stage.objective.trains == "denoiser":
+                self.schedule = self.experiment.noise_schedule
             self.pipeline.trained = frozenset(self.trained)
             self.save(name, run)
             self.notify("sfumato_on_train_end", end=TrainEnd(run=run.path, stage=name))
@@ -167,7 +192,7 @@ class _Loop:
             stage=stage,
             slots=tuple(sorted(self.trained)),
             text_dropout=self.text_dropout,
-            noise_schedule=settings.noise_schedule,
+            noise_schedule=self.schedule,
             text_encoder=settings.text_encoder,
             denoiser=settings.denoiser,
             autoencoder=settings.autoencoder,

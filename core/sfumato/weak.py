@@ -47,8 +47,8 @@ class Weak:
         """
         if settings.sampling.weak is None:
             return None
-        path = _checkpoint(settings.sampling.weak)
-        trained = runs.trained(path, catalogue)
+        stored = runs.Stored.find(settings.sampling.weak, PLACE, catalogue)
+        path, trained = stored.path, stored.trained
         if "denoiser" not in trained.slots:
             raise ConfigError(
                 f"the denoiser of {path} was never trained",
@@ -95,18 +95,3 @@ class Weak:
         checkpoint.restore(module, states["denoiser"], file)
         return module.eval().requires_grad_(False)
 
-
-def _checkpoint(reference: str) -> Path:
-    """RUN is its newest checkpoint, RUN@STEP that of a step."""
-    run, _, step = reference.rpartition("@")
-    if not (run and step.isdecimal()):
-        return runs.Run.open(reference).newest_checkpoint()
-    found = runs.Run.open(run)
-    path = found.checkpoint(int(step))
-    if not path.is_dir():
-        raise ConfigError(
-            f"{run} has no checkpoint of step {int(step)}",
-            place=PLACE,
-            remedy=f"it has: {', '.join(map(str, found.checkpoint_steps())) or 'none'}",
-        )
-    return path

@@ -14,7 +14,7 @@ from sfumato.cli.session import Overrides
 
 def command(
     context: typer.Context,
-    experiment: Annotated[str, typer.Argument(help="Its name in the registry.")],
+    experiment: Annotated[str, typer.Argument(help="Its name in the registry, or a run to train on.")],
     overrides: Overrides = None,
     out: Annotated[
         Path | None,
@@ -36,7 +36,7 @@ def command(
     from sfumato.runs import Run, free_path
     from sfumato.training import train
 
-    out = out or free_path(Path("runs") / experiment)
+    out = out or free_path(Path("runs") / settings.name)
     for _ in train(settings, out, device=device, catalogue=catalogue):
         pass
     typer.echo(summary(Run.open(out), time.monotonic() - began))
