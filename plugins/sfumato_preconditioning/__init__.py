@@ -39,6 +39,7 @@ class EDM(Denoiser):
     """
 
     name = "edm"
+    retrainable = frozenset({"sigma_data"})
 
     denoiser: Denoiser = required("the network inside, F")
     sigma_data: float = option(0.5, "d, the standard deviation of the data", ge(0.05), le(20))

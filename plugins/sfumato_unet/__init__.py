@@ -52,6 +52,7 @@ class UNet(Denoiser):
 
     name = "unet"
     adjustable = frozenset({"perturbed", "blur"})
+    retrainable = frozenset({"dropout", "prediction"})
 
     channels: tuple[int, ...] = option(
         (64, 128, 128), "channels of each level", min_len(1), deep_iterable(ge(2))
