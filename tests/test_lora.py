@@ -52,7 +52,7 @@ def test_diffusers_gives_the_same_from_the_saved_file(lora, tmp_path, parity):
     theirs.load_state_dict(base)
     vae = AutoencoderKL(block_out_channels=(4,), norm_num_groups=1)
     pipe = StableDiffusionPipeline(
-        vae=vae, text_encoder=None, tokenizer=None, unet=theirs, scheduler=DDIMScheduler(),
+        vae=vae, text_encoder=None, tokenizer=None, unet=theirs, scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     x_t, t, condition = noise(2), times(10, 700), text(2)
@@ -61,7 +61,9 @@ def test_diffusers_gives_the_same_from_the_saved_file(lora, tmp_path, parity):
         plain = theirs(x_t, t * 1000 - 1, condition.tokens).sample
         pipe.load_lora_weights(tmp_path)
         expected = theirs(x_t, t * 1000 - 1, condition.tokens).sample
-    assert parity(lora, "diffusers with peft", "output with its file, float32", found, expected) < 1e-5
+    assert (
+        parity(lora, "diffusers with peft", "output with its file, float32", found, expected) < 1e-5
+    )
     assert (plain - expected).abs().max() > 1e-3
 
 
@@ -169,7 +171,9 @@ def test_a_run_with_an_adapter_samples_by_itself(tuned, small_run):
 
 
 def test_an_adapter_is_trained_on_from_where_it_stands(tuned, registry, tmp_path):
-    experiment = registry.experiment(str(tuned), ["denoiser.dropout=0.1", "stages.denoiser.steps=1"])
+    experiment = registry.experiment(
+        str(tuned), ["denoiser.dropout=0.1", "stages.denoiser.steps=1"]
+    )
     assert experiment.denoiser.denoiser.name == "unet"
     list(train(experiment, tmp_path / "run"))
     before, after = weights(tuned, "denoiser"), weights(tmp_path / "run", "denoiser")
@@ -179,7 +183,10 @@ def test_an_adapter_is_trained_on_from_where_it_stands(tuned, registry, tmp_path
     assert 0 < shift < 0.01
     for change, message in (
         ("denoiser.rank=3", r"^denoiser\.rank: the weights to start from were trained with 2"),
-        ("denoiser={use: unet, channels: [16, 16]}", r"^denoiser: the weights .* trained with 'lora'"),
+        (
+            "denoiser={use: unet, channels: [16, 16]}",
+            r"^denoiser: the weights .* trained with 'lora'",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             list(train(registry.experiment(str(tuned), [change]), tmp_path / "other"))

@@ -52,22 +52,24 @@ def test_slots_come_from_the_run_and_stages_from_the_experiment(tuned, registry,
 
 
 def test_the_first_loss_is_that_of_the_trained_weights(tuned, small_run, tmp_path):
-    (fresh, *_) = trained(
-        tuned.experiment("tuned", ["start=null"]), tmp_path / "fresh"
-    )
+    (fresh, *_) = trained(tuned.experiment("tuned", ["start=null"]), tmp_path / "fresh")
     (first, *_) = trained(tuned.experiment("tuned"), tmp_path / "run")
     pipeline = Pipeline.load(small_run)
     experiment = tuned.experiment("tuned")
     from sfumato import Draw, batches
 
-    batch = batches.batch_at(experiment.data.split("train"), 0, "denoiser", 8, 0, torch.device("cpu"))
+    batch = batches.batch_at(
+        experiment.data.split("train"), 0, "denoiser", 8, 0, torch.device("cpu")
+    )
     objective = experiment.stages["denoiser"].objective.build(pipeline)
     draw = Draw(seed=0, stream="denoiser", examples=batch.rows, index=0)
     assert first.loss == pytest.approx(objective(batch, draw).values.mean().item(), rel=1e-6)
     assert first.loss != pytest.approx(fresh.loss, rel=1e-3)
 
 
-def test_a_slot_without_a_stage_keeps_its_weights_and_the_record_says_all(tuned, small_run, tmp_path):
+def test_a_slot_without_a_stage_keeps_its_weights_and_the_record_says_all(
+    tuned, small_run, tmp_path
+):
     out = tmp_path / "run"
     trained(tuned.experiment("tuned", ["stages.denoiser.text_dropout=0.3"]), out)
     before, after = weights(small_run, "text_encoder"), weights(out, "text_encoder")

@@ -182,8 +182,9 @@ def text_dropout(experiment: Experiment, start: Trained | None = None) -> float 
 
 def noise_schedule(experiment: Experiment, start: Trained | None = None) -> NoiseSchedule:
     """What the denoiser is trained with in the end: the start's, where no stage trains it."""
-    own = start is None or "denoiser" in slots_trained(experiment)
-    return experiment.noise_schedule if own else start.noise_schedule
+    if start is None or "denoiser" in slots_trained(experiment):
+        return experiment.noise_schedule
+    return start.noise_schedule
 
 
 def check_schedule(settings: PipelineSettings) -> None:

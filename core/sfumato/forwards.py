@@ -54,7 +54,7 @@ def plain(module: nn.Module) -> None:
 
 
 def _replace(module: nn.Module, forward: Callable[..., Any]) -> None:
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
 
 
 def _blocks(module: TrainableModule) -> list[nn.Module]:

@@ -29,6 +29,8 @@ from sfumato.plugins import Catalogue
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sfumato.interfaces import Component
+
 
 @attrs.frozen(eq=False)
 class Layers:
@@ -90,12 +92,9 @@ class Layers:
         """Puts `base` where a component that replaces it requires one of its own kind."""
         if base is None or not isinstance(base.value, dict) or not isinstance(wrapper.value, dict):
             return wrapper
-        inside = {
-            name: base
-            for name, field in self._fields(wrapper, hint).items()
-            if field.default is attrs.NOTHING and field.type is hint and name not in wrapper.value
-        }
-        return attrs.evolve(wrapper, value={**wrapper.value, **inside})
+        component = self._used(wrapper.value, hint)
+        inside = [] if component is None else settings.goes_around(component, hint)
+        return attrs.evolve(wrapper, value={**dict.fromkeys(inside, base), **wrapper.value})
 
     def _merge_items(self, base: Node, change: Node, hint: Any) -> Node:
         items = list(base.value)
@@ -127,14 +126,19 @@ class Layers:
         return settings.fields(hint) if isinstance(hint, type) and attrs.has(hint) else {}
 
     def _options(self, value: dict[str, Node], interface: Any) -> dict[str, attrs.Attribute[Any]]:
-        """The fields of the component that `use` names; structuring says where it names none."""
+        """The fields of the component that `use` names."""
+        component = self._used(value, interface)
+        return {} if component is None else settings.fields(component)
+
+    def _used(self, value: dict[str, Node], interface: Any) -> type[Component] | None:
+        """The component that `use` names; where it names none, structuring says so."""
         used = value.get("use")
         if used is None or not isinstance(used.value, str):
-            return {}
+            return None
         try:
-            return settings.fields(self.catalogue.find(interface.kind, used.value, used))
+            return self.catalogue.find(interface.kind, used.value, used)
         except ConfigError:
-            return {}
+            return None
 
     def _stage(self, node: Node, hint: Any, base: Node | None) -> Node:
         """In a stage, options of the objective stand beside those of the loop: moves them in."""

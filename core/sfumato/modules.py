@@ -26,8 +26,8 @@ class TrainableModule(nn.Module, ABC):
         return self.parameters()
 
     def blocks(self) -> Iterable[nn.Module]:
-        """The parts whose inside need not be kept for the backward pass, as it can be computed again
-        from what goes in: by default the members of each `nn.ModuleList` that hold no other.
+        """The parts whose inside need not be kept for the backward pass, as it can be computed
+        again from what goes in: by default the members of each `nn.ModuleList` that hold no other.
         """
         for module in self.modules():
             if isinstance(module, nn.ModuleList):

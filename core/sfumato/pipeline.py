@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from sfumato.experiment import PipelineSettings
     from sfumato.interfaces import Guidance, NoiseSchedule
+    from sfumato.modules import AdapterModule
 
 MODULES = ("text_encoder", "denoiser", "autoencoder")
 SATURATED = 0.9
@@ -163,7 +164,7 @@ class Pipeline:
                 state: Mapping[str, Tensor] = states[slot]
                 if compatibility.goes_around(getattr(trained, slot), getattr(settings, slot)):
                     with _seeded(seed, slot):
-                        state = module.around(state)
+                        state = cast("AdapterModule", module).around(state)
                 checkpoint.restore(module, state, str(path / f"{slot}.safetensors"))
             elif module.state_dict():
                 raise CheckpointError(f"has no weights for the {slot}", place=str(path))

@@ -8,7 +8,8 @@ A component may stand in three ways, each a definition:
 
     KIND.use    {use: NAME, options}, as an entry of a section
     KIND        that, or a name, as in a slot of a pipeline
-    KIND.set    that, or a mapping of options to change, as in an experiment
+    KIND.set    that, or a mapping of options to change, as in an experiment; what goes around a
+                component of its own kind need not say around which
 """
 
 from __future__ import annotations
@@ -80,24 +81,30 @@ def _kind(interface: type[Component], offers: list[Offer]) -> dict[str, Schema]:
     names = [offer.component.name for offer in offers]
     known: list[str] = []
     components: dict[str, Schema] = {}
+    wrappers: list[Schema] = []
     for offer in offers:
         unique = names.count(offer.component.name) == 1
         ways = [offer.component.name, offer.qualified] if unique else [offer.qualified]
         known.append(ways[0])
         components[f"{kind}.{offer.qualified}"] = _component(offer.component, ways)
+        if inside := settings.goes_around(offer.component, interface):
+            wrappers.append(_component(offer.component, ways, without=inside))
     name = {"type": "string", "description": _summary(interface), "examples": known}
     change = _change([offer.component for offer in offers])
     return components | {
         f"{kind}.use": _any(_ref(component) for component in components),
         kind: _any([name, _ref(f"{kind}.use")]),
-        f"{kind}.set": _any([_ref(kind), _closed(change)]),
+        f"{kind}.set": _any([_ref(kind), *wrappers, _closed(change)]),
     }
 
 
-def _component(component: type[Component], ways: list[str]) -> Schema:
+def _component(
+    component: type[Component], ways: list[str], without: Iterable[str] = ()
+) -> dict[str, Any]:
+    """A component with `use`; options in `without` may be left out although they are required."""
     mapping = _mapping(settings.fields(component))
     mapping["properties"] = {"use": {"enum": ways}, **mapping["properties"]}
-    mapping["required"] = ["use", *mapping["required"]]
+    mapping["required"] = ["use", *(name for name in mapping["required"] if name not in without)]
     about = inspect.cleandoc(component.__doc__ or "")
     return {"title": f"{component.kind} {component.name}", "description": about, **mapping}
 

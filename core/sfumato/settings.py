@@ -108,6 +108,15 @@ def is_component(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, Component)
 
 
+def goes_around(component: Any, interface: Any) -> list[str]:
+    """The required options of a component that hold one of its own kind."""
+    return [
+        name
+        for name, field in fields(component).items()
+        if field.default is attrs.NOTHING and field.type is interface
+    ]
+
+
 def type_name(hint: Any) -> str:
     """How messages and `describe` call a type."""
     if get_origin(hint) is Literal:

@@ -94,4 +94,3 @@ class Weak:
         file = str(self.path / "denoiser.safetensors")
         checkpoint.restore(module, states["denoiser"], file)
         return module.eval().requires_grad_(False)
-

@@ -65,7 +65,7 @@ def _adapted(denoiser: nn.Module, lora: LoRA) -> list[Any]:
         raise ConfigError("needs peft", place="denoiser lora", remedy=remedy) from error
     config = peft.LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # which peft divides by the rank as it is
+        lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=_targets(denoiser, lora.targets),
     )

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-import attrs
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,9 +25,8 @@ Form = Callable[["TransformerBlock", Tensor, Text, Size], Tensor]
 """What takes the place of a block's `forward`; it is told the height and width of the level too."""
 
 
-@attrs.frozen(eq=False)
-class Context:
-    """What one call of the network hands to all of its transformers.
+class Context(NamedTuple):
+    """What one call of the network hands to all of its transformers; a tuple, which can be compiled.
 
     Attributes:
         text: see `Text`.

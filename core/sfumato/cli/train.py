@@ -14,7 +14,9 @@ from sfumato.cli.session import Overrides
 
 def command(
     context: typer.Context,
-    experiment: Annotated[str, typer.Argument(help="Its name in the registry, or a run to train on.")],
+    experiment: Annotated[
+        str, typer.Argument(help="Its name in the registry; or a run, to train on.")
+    ],
     overrides: Overrides = None,
     out: Annotated[
         Path | None,

@@ -12,9 +12,10 @@ import attrs
 import torch
 from torch import Tensor
 
+from sfumato import checkpoint
 from sfumato.errors import ConfigError
-from sfumato.interfaces import Denoiser
-from sfumato.modules import DenoiserModule
+from sfumato.interfaces import Adapter, Denoiser
+from sfumato.modules import AdapterModule, DenoiserModule
 from sfumato.prediction import PredictionType
 from sfumato.randomness import Draw
 from sfumato.records import Against, Opposed, Space, TextEmbedding
@@ -226,6 +227,31 @@ def survives_saving(denoiser: Subject) -> None:
     again = reloaded(lambda: denoiser.settings.build(SPACE), denoiser.module)
     loaded = Subject(denoiser.settings, again)(*_inputs())
     expect_close(loaded, denoiser(*_inputs()), "the prediction of the loaded module", EXACT)
+
+
+@law("denoiser")
+def adapters_hold_what_is_inside(denoiser: Subject) -> None:
+    """An adapter, where it is one: put around weights of the denoiser inside it predicts what that
+    predicts; its state gives these weights back, beside files; and it trains none of them.
+    """
+    settings, module = denoiser.settings, denoiser.module
+    if not isinstance(settings, Adapter):
+        return
+    expect(isinstance(module, AdapterModule), "an AdapterModule", type(module).__name__)
+    inside = built(lambda: settings.base.build(SPACE), seed=1)
+    around = built(lambda: settings.build(SPACE), seed=2)
+    checkpoint.restore(around, around.around(inside.state_dict()), "the state put around")
+    wanted = Subject(settings.base, inside)(*_inputs())
+    expect_close(Subject(settings, around)(*_inputs()), wanted, "the prediction at first", ROUNDING)
+    weights, files = settings.parted(around.state_dict())
+    checkpoint.restore(inside, weights, "the weights inside")
+    expect_close(Subject(settings.base, inside)(*_inputs()), wanted, "that of the weights", EXACT)
+    expect(bool(files), "the adapter as a file", "none")
+    moved, held, own = (
+        sum(parameter.numel() for parameter in some)
+        for some in (around.trainable(), inside.parameters(), around.parameters())
+    )
+    expect(0 < moved <= own - held, f"at most {own - held} parameters to be trained", str(moved))
 
 
 @law("denoiser")
