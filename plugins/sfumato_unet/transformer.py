@@ -26,7 +26,7 @@ Form = Callable[["TransformerBlock", Tensor, Text, Size], Tensor]
 
 
 class Context(NamedTuple):
-    """What one call of the network hands to all of its transformers; a tuple, which can be compiled.
+    """What one call of the network hands to its transformers; a tuple, which can be compiled.
 
     Attributes:
         text: see `Text`.
