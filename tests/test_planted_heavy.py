@@ -34,6 +34,8 @@ from sfumato_clip import Clip, Contrastive
 from sfumato_clip.contrastive import ContrastiveModule
 from sfumato_clip.encoder import ClipEncoder
 from sfumato_data import OpenMoji, Shapes
+from sfumato_lora import LoRA
+from sfumato_lora.module import LoRAModule
 from sfumato_losses import Denoising
 from sfumato_losses.denoising import DenoisingModule
 from sfumato_unet import UNet
@@ -201,6 +203,37 @@ class HearsOneTextAlone(AroundUNet):
         def forward(self, x_t, t, condition, variant=None):
             condition = condition.text if isinstance(condition, Opposed) else condition
             return self.unet(x_t, t, condition, variant)
+
+
+class Adapted(LoRA):
+    """LoRA whose module is of another class, `module`, when it is built."""
+
+    def build(self, space):
+        built = super().build(space)
+        built.__class__ = self.module
+        return built
+
+
+@planted("adapters_hold_what_is_inside")
+class ChangesItAtFirst(Adapted):
+    class module(LoRAModule):
+        def around(self, state):
+            drawn = super().around(state)
+            return {name: value + (".lora_B." in name) for name, value in drawn.items()}
+
+
+@planted("adapters_hold_what_is_inside")
+class TrainsWhatIsInside(Adapted):
+    class module(LoRAModule):
+        def trainable(self):
+            return self.parameters()
+
+
+@planted("adapters_hold_what_is_inside")
+class GivesOtherWeightsBack(LoRA):
+    def parted(self, state):
+        base, files = super().parted(state)
+        return {name: value + 1 for name, value in base.items()}, files
 
 
 class Rebuilt:

@@ -102,6 +102,16 @@ def test_a_swap_drops_earlier_changes_to_what_it_replaces(registry):
     assert registry.experiment("strong", ["guidance=cfg"]).guidance.scale == 4.0
 
 
+def test_what_goes_around_its_own_kind_goes_around_what_stands_there(registry):
+    set_first = ["noise_schedule={use: shifted, shift: 3}", "noise_schedule.shift=2"]
+    found = registry.experiment("cosine", set_first).noise_schedule
+    assert (found.name, found.shift, found.schedule.name) == ("shifted", 2, "cosine")
+    found = registry.experiment("small", ["noise_schedule=zero_terminal_snr"]).noise_schedule
+    assert (found.name, found.schedule.name) == ("zero_terminal_snr", "linear")
+    said = ["noise_schedule={use: shifted, shift: 3, schedule: cosine}"]
+    assert registry.experiment("small", said).noise_schedule.schedule.name == "cosine"
+
+
 def test_an_option_of_another_component_is_an_error_not_ignored(registry):
     overrides = ["noise_schedule=cosine", "noise_schedule.beta_end=0.03"]
     assert message(registry.experiment, "small", overrides) == (

@@ -120,6 +120,44 @@ def test_a_run_stands_in_the_place_of_an_experiment(registry, small_run, tmp_pat
     assert again.start == str(tmp_path / "run")
 
 
+@pytest.fixture
+def imported(small_run, tmp_path):
+    """The small run as if it had been imported: no data, no stages, a size, an unknown dropout."""
+    import shutil
+
+    import yaml
+
+    run = shutil.copytree(small_run, tmp_path / "imported")
+    shutil.rmtree(run / "checkpoints" / "step-00000004")
+    settings = yaml.safe_load((run / "settings.yaml").read_text())
+    del settings["start"]
+    settings |= {"data": None, "stages": {}, "evaluation": {}, "trackers": []}
+    settings["sampling"] |= {"size": [32, 32], "steps": 2}
+    (run / "settings.yaml").write_text(yaml.safe_dump(settings))
+    path = newest(run) / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "text_dropout": None}))
+    return run
+
+
+def test_an_imported_run_is_trained_on_once_data_and_stages_are_said(imported, registry, tmp_path):
+    stage = "stages.denoiser={objective: denoising, steps: 2, batch: 4, learning_rate: 1e-4}"
+    for missing, message in (
+        ([stage], "data: captioned pictures are needed here; name some, such as --set data=shapes"),
+        (["data=shapes"], "experiment 'small' has no stages; add `stages`"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            trained(registry.experiment(str(imported), missing), tmp_path / "none")
+        assert message in str(error.value)
+    experiment = registry.experiment(str(imported), ["data=shapes", stage])
+    assert experiment.picture_size == (16, 16)
+    trained(experiment, tmp_path / "run")
+    assert manifest(tmp_path / "run")["text_dropout"] == 0.1
+    assert Pipeline.load(imported).text_dropout is None
+    clip = "stages.clip={objective: contrastive, steps: 1, batch: 8}"
+    trained(registry.experiment(str(imported), ["data=shapes", clip]), tmp_path / "clip")
+    assert manifest(tmp_path / "clip")["text_dropout"] is None
+
+
 def test_the_nearer_of_pipeline_and_start_gives_the_slots(small_run, tmp_path):
     registry = registry_with(tmp_path, [
         f"child: {{from: cosine, start: {small_run}}}",
@@ -134,7 +172,7 @@ def test_the_nearer_of_pipeline_and_start_gives_the_slots(small_run, tmp_path):
 
 
 def test_a_run_that_is_gone_is_an_error_of_whoever_starts_from_it(tmp_path):
-    registry = registry_with(tmp_path, ["gone: {start: runs/gone}", "wrong: {start: 3}"])
+    registry = registry_with(tmp_path, ["gone: {start: runs/gone}"])
     assert registry.experiment("small").start is None
     with pytest.raises(ConfigError) as error:
         registry.experiment("gone")
@@ -143,8 +181,8 @@ def test_a_run_that_is_gone_is_an_error_of_whoever_starts_from_it(tmp_path):
         f"{tmp_path / 'tuned.yaml'}:{line}: experiments.gone.start: 'runs/gone' is not a run folder: it "
         "has no settings.yaml; train or import it first, or name another"
     )
-    with pytest.raises(ConfigError, match=r"wrong\.start: expected RUN or RUN@STEP"):
-        registry.experiment("wrong")
+    with pytest.raises(ConfigError, match=r"\.wrong\.start: expected RUN or RUN@STEP$"):
+        registry_with(tmp_path, ["wrong: {start: 3}"])
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def check_training(
     """
     if not experiment.stages:
         raise ConfigError(f"experiment {experiment.name!r} has no stages", remedy="add `stages`")
-    drawn, given = experiment.picture_size, experiment.given_data().picture_size
+    given, drawn = experiment.given_data().picture_size, experiment.picture_size
     if drawn != given:
         problem = f"training draws pictures of {drawn[0]} x {drawn[1]}, but data has {given[0]} x "
         remedy = "leave sampling.size out, or change the size of the data"

@@ -245,6 +245,8 @@ class Registry:
                 errors.append(body[key].error("unknown key of an experiment", remedy))
         if "set" in body:
             _mapping(body["set"], errors)
+        if "start" in body and not isinstance(body["start"].value, str | None):
+            errors.append(body["start"].error("expected RUN or RUN@STEP"))
         if errors:
             raise ConfigError.joined(errors)
         return body
@@ -282,8 +284,6 @@ def _started(named: Node) -> Node:
 
     How large pictures are is left out, as the data says it.
     """
-    if not isinstance(named.value, str):
-        raise named.error("expected RUN or RUN@STEP")
     run, _ = runs.parted(named.value)
     if not runs.is_run(run):
         problem = f"{run!r} is not a run folder: it has no {runs.SETTINGS}"
