@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from sfumato import ConfigError, Pipeline, train
+from sfumato.stage import average
 from sfumato.testing.modules import shake
 from sfumato_lora import LoRA, names
 from sfumato_lora.layout import FILE
@@ -134,6 +135,15 @@ def test_without_peft_the_remedy_is_named(monkeypatch):
     with pytest.raises(ConfigError) as error:
         LoRA(denoiser=UNET).build(space())
     assert str(error.value) == "denoiser lora: needs peft; pip install 'sfumato[peft]'"
+
+
+def test_the_average_of_an_adapter_does_not_hold_the_base():
+    module = LoRA(denoiser=UNET, rank=2).build(space())
+    own = {id(parameter) for parameter in module.trainable()}
+    averaged = average(module, 0.9)
+    for name, parameter in module.named_parameters():
+        shared = averaged.module.get_parameter(name).data_ptr() == parameter.data_ptr()
+        assert shared == (id(parameter) not in own), name
 
 
 @pytest.fixture(scope="module")

@@ -47,6 +47,13 @@ def compiled(module: TrainableModule) -> None:
         _replace(part, torch.compile(part.forward))
 
 
+def channels_last(module: nn.Module) -> None:
+    """From now on kernels of convolutions lie in memory as compiled code wants them."""
+    for parameter in module.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
 def plain(module: nn.Module) -> None:
     """Runs as its class says again."""
     for part in module.modules():

@@ -74,6 +74,8 @@ class StageRun:
             weight_decay=settings.weight_decay,
             fused=True,
         )
+        if settings.compile:
+            forwards.channels_last(module)
         self.averaged = None if settings.ema is None else average(module, settings.ema)
         if settings.activation_checkpointing:
             forwards.recomputing(module)
@@ -171,11 +173,18 @@ def average(module: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of weights, with decay min(decay, (1 + n) / (10 + n)) at update
     n.
 
-    A constant 0.999 would still hold 30 % of the first weights after 1,200 steps.
+    A constant 0.999 would still hold 30 % of the first weights after 1,200 steps. Weights that do
+    not move are shared with the module, so that an adapter's average does not hold its base.
     """
 
     def update(averaged: Any, current: Any, updates: Any) -> None:
         n = int(updates)
+        moved = [i for i, one in enumerate(averaged) if one.data_ptr() != current[i].data_ptr()]
+        averaged, current = ([some[i] for i in moved] for some in (averaged, current))
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
 
-    return AveragedModel(module, multi_avg_fn=update, use_buffers=False)
+    averaged = AveragedModel(module, multi_avg_fn=update, use_buffers=False)
+    for mine, theirs in zip(averaged.module.parameters(), module.parameters(), strict=True):
+        if not theirs.requires_grad:
+            mine.data = theirs.data
+    return averaged
