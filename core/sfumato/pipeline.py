@@ -15,8 +15,8 @@ from sfumato.errors import CheckpointError
 from sfumato.records import SampleStep, Space, TextEmbedding
 from sfumato.registry import Registry
 from sfumato.request import Negative, Options, Request
-from sfumato.sampling import GuidedDenoiser, Model
 from sfumato.runs import Run, Stored
+from sfumato.sampling import GuidedDenoiser, Model
 from sfumato.walk import Walk
 from sfumato.watchers import Watchers
 from sfumato.weak import Weak
