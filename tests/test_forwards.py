@@ -1,5 +1,7 @@
 """Compiled stages and recomputed activations: the same numbers by other ways."""
 
+import json
+
 import pytest
 import torch
 
@@ -88,8 +90,6 @@ def test_both_stages_give_the_same_losses_with_activations_recomputed(
     options = ["stages.clip.activation_checkpointing=true",
                "stages.denoiser.activation_checkpointing=true", "evaluation.metrics=[]"]  # fmt: skip
     steps = list(train(registry.experiment("small", options), tmp_path / "run"))
-    import json
-
     wanted = [json.loads(line)["loss"] for line in (small_run / "metrics.jsonl").open()]
     assert [step.loss for step in steps] == pytest.approx(wanted, rel=1e-5)
 
@@ -100,8 +100,6 @@ def test_compiled_stages_give_the_same_losses(registry, small_run, tmp_path, rec
     options = [f"stages.{stage}.{option}" for stage in ("clip", "denoiser")
                for option in ("compile=true", f"activation_checkpointing={recomputed}")]  # fmt: skip
     steps = list(train(registry.experiment("small", options), tmp_path / "run"))
-    import json
-
     wanted = [json.loads(line)["loss"] for line in (small_run / "metrics.jsonl").open()]
     assert [step.loss for step in steps] == pytest.approx(wanted, rel=1e-5)
 

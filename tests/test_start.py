@@ -1,12 +1,14 @@
 """Training that starts from the weights of a run: what is taken, what may differ, what is recorded."""
 
 import json
+import shutil
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
-from sfumato import ConfigError, Pipeline, train
+from sfumato import ConfigError, Draw, Pipeline, batches, cli, train
 from sfumato.registry import Registry
 from small import SMALL
 
@@ -56,8 +58,6 @@ def test_the_first_loss_is_that_of_the_trained_weights(tuned, small_run, tmp_pat
     (first, *_) = trained(tuned.experiment("tuned"), tmp_path / "run")
     pipeline = Pipeline.load(small_run)
     experiment = tuned.experiment("tuned")
-    from sfumato import Draw, batches
-
     batch = batches.batch_at(
         experiment.data.split("train"), 0, "denoiser", 8, 0, torch.device("cpu")
     )
@@ -123,10 +123,6 @@ def test_a_run_stands_in_the_place_of_an_experiment(registry, small_run, tmp_pat
 @pytest.fixture
 def imported(small_run, tmp_path):
     """The small run as if it had been imported: no data, no stages, a size, an unknown dropout."""
-    import shutil
-
-    import yaml
-
     run = shutil.copytree(small_run, tmp_path / "imported")
     shutil.rmtree(run / "checkpoints" / "step-00000004")
     settings = yaml.safe_load((run / "settings.yaml").read_text())
@@ -231,11 +227,11 @@ def test_a_start_that_was_trained_may_be_measured(small_run, tmp_path):
     assert (tmp_path / "run" / "samples" / "step-00000001.png").is_file()
 
 
-def test_the_command_trains_a_run_further(sfumato, small_run, tmp_path):
-    done = sfumato(
-        "train", small_run, "--set", "stages.clip.steps=1", "--set", "stages.denoiser.steps=1",
-        "--set", "evaluation.metrics=[]",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def test_the_command_trains_a_run_further(small_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    changes = ["stages.clip.steps=1", "stages.denoiser.steps=1", "evaluation.metrics=[]"]
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", str(small_run), *(f"--set={change}" for change in changes)])
+    assert not end.value.code
     record = json.loads((tmp_path / "runs" / "small" / "run.json").read_text())
     assert record["start"]["checkpoint"] == str(newest(small_run))
