@@ -95,10 +95,11 @@ def test_both_stages_give_the_same_losses_with_activations_recomputed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recomputed", ["false", "true"])
-def test_compiled_stages_give_the_same_losses(registry, small_run, tmp_path, recomputed):
-    options = [f"stages.{stage}.{option}" for stage in ("clip", "denoiser")
-               for option in ("compile=true", f"activation_checkpointing={recomputed}")]  # fmt: skip
+def test_compiled_stages_give_the_same_losses(registry, small_run, tmp_path):
+    options = [
+        "stages.clip.compile=true", "stages.denoiser.compile=true",
+        "stages.denoiser.activation_checkpointing=true", "evaluation.metrics=[]",
+    ]  # fmt: skip
     steps = list(train(registry.experiment("small", options), tmp_path / "run"))
     wanted = [json.loads(line)["loss"] for line in (small_run / "metrics.jsonl").open()]
     assert [step.loss for step in steps] == pytest.approx(wanted, rel=1e-5)
