@@ -94,6 +94,52 @@ def test_timesteps_of_diffusers(grid, options, parity):
             assert a == b or (exact.denominator == 2 and abs(a - b) == 1)
 
 
+@pytest.mark.parametrize(
+    ("grid", "spacing"),
+    [
+        (Leading(skip_last=True), {"timestep_spacing": "leading"}),
+        (Leading(skip_last=True, offset=1), {"timestep_spacing": "leading", "steps_offset": 1}),
+        (Linspace(skip_last=True), {"timestep_spacing": "linspace"}),
+        (Trailing(), {"timestep_spacing": "trailing"}),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+def test_timesteps_of_diffusers_solvers(grid, spacing, name, parity):
+    scheduler = getattr(pytest.importorskip("diffusers"), name)(**spacing)
+    for steps in (1, 2, 7, 10, 20, 25, 30, 50, 100):
+        scheduler.set_timesteps(steps)
+        theirs = scheduler.timesteps.tolist()
+        for k, (a, b) in enumerate(zip(indices(grid, steps), theirs, strict=True)):
+            # Where 999 k / N is exactly a half, rounding noise decides in diffusers.
+            half = isinstance(grid, Linspace) and 2 * 999 * (steps - k) % steps == 0
+            assert a == b or (half and abs(a - b) == 1)
+        if steps != 30:
+            assert indices(grid, steps) == theirs
+            parity(grid, "diffusers, DPM-Solver++", "indices", indices(grid, steps), theirs)
+
+
+def test_timesteps_and_levels_of_diffusers_euler_that_fall_between_entries(parity):
+    """Its sigma is linear between entries and ours its logarithm: they differ by (step)^2 / 8."""
+    from sfumato_schedules import ScaledLinearBeta
+
+    scheduler = pytest.importorskip("diffusers").EulerDiscreteScheduler(
+        beta_start=8.5e-4, beta_end=0.012, beta_schedule="scaled_linear"
+    )
+    grid, schedule = Linspace(rounded=False), ScaledLinearBeta()
+    for steps in (2, 7, 20, 30, 50):
+        scheduler.set_timesteps(steps)
+        times = grid.times(steps, schedule)
+        error = parity(
+            grid, "diffusers, Euler", "indices", times[:-1] * 1000 - 1, scheduler.timesteps.double()
+        )
+        assert error < 1e-6
+        alpha, sigma = schedule.alpha_sigma(times[:-1])
+        torch.testing.assert_close(
+            (sigma / alpha).float(), scheduler.sigmas[:-1], rtol=5e-5, atol=0
+        )
+
+
 @pytest.mark.parametrize("final", ["clean", "first"])
 @pytest.mark.parametrize("schedule", [SCHEDULE, LinearBeta(steps=7), Flow()], ids=repr)
 def test_times_fall_within_the_table_to_the_final(schedule, final):

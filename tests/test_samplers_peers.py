@@ -468,6 +468,26 @@ def test_pndm_of_diffusers(dtype, parity):
 
 
 @DTYPES
+def test_plms_of_diffusers(dtype, parity):
+    """Two predictions for the first step, one for each other."""
+    schedule, times = LinearBeta(), Leading(offset=1).times(20, LinearBeta())
+    scheduler = schedulers().PNDMScheduler(
+        skip_prk_steps=True, set_alpha_to_one=True, steps_offset=1
+    )
+    give_float64_table(scheduler, schedule)
+    scheduler.set_timesteps(20)
+    x, theirs, denoise = start_at(schedule, times, dtype), [], denoiser(schedule)
+    for count, timestep in enumerate(scheduler.timesteps):
+        t = (timestep.double() + 1) / 1000
+        x = scheduler.step(denoise(x, t).eps, timestep, x).prev_sample
+        if count > 0:
+            theirs.append(x / float(schedule.alpha_sigma(times[len(theirs) + 1])[0]))
+    sampler = PNDM(start="improved_euler")
+    error_of = beside_peer(parity, sampler, "diffusers, PLMS", dtype)
+    assert_same(walk(sampler, schedule, times, dtype), theirs, dtype, error_of)
+
+
+@DTYPES
 def test_ipndm_of_diffusers(dtype, parity):
     """Theirs reads v; its own tables are float32."""
     schedule = FirstOfTwo()

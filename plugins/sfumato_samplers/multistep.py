@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import attrs
 from attrs.validators import ge, le
@@ -194,9 +194,11 @@ class DEIS(MultistepSampler):
 
 @attrs.frozen(kw_only=True)
 class PNDM(Sampler):
-    """Three steps of a pseudo Runge-Kutta method, with four predictions each, then `ipndm`.
+    """A start that needs no past, then `ipndm`: three steps of a pseudo Runge-Kutta method, with
+    four predictions each, or one of a pseudo improved Euler method, with two.
 
-    "Pseudo", as a step from x_t is always DDIM's, with a mean of eps in the place of eps.
+    "Pseudo", as a step from x_t is always DDIM's, with a mean of eps in the place of eps. Stable
+    Diffusion's PLMS is that with the start of improved Euler (`skip_prk_steps` in its folders).
 
     References:
         Pseudo Numerical Methods for Diffusion Models on Manifolds, 2022, arXiv:2202.09778
@@ -205,28 +207,38 @@ class PNDM(Sampler):
     name = "pndm"
     order = 2
 
+    start: Literal["runge_kutta", "improved_euler"] = option(
+        "runge_kutta", "the first steps: F-PNDM's, or PLMS's"
+    )
+
     def run(
         self, denoise: Denoise, schedule: NoiseSchedule, x: Tensor, times: Tensor, noise: Noise
     ) -> Iterator[SampleStep]:
         """Algorithm 2 of the paper; draws no noise."""
         past: list[Known] = []
+        first, mean = (3, _four_eps) if self.start == "runge_kutta" else (1, _two_eps)
         for interval in intervals(schedule, times):
             start, end = interval.start, interval.end
             guided = denoise(x, interval.t)
             past = remembered(past, (start, guided), 4)
             x = end.noised(guided)
-            if interval.index < 3 and start.bounded(end):
-                x = start.eps_step(end, guided, self._mean(denoise, guided, interval))
+            if interval.index < first and start.bounded(end):
+                x = start.eps_step(end, guided, mean(denoise, guided, interval))
             elif len(past) > 1:
                 x = x + IPNDM().correction(past, end, end)
             yield interval.done(x, guided.x0)
 
-    @staticmethod
-    def _mean(denoise: Denoise, guided: Guided, interval: Interval) -> Tensor:
-        """The mean of eps over an interval by Equation 13."""
-        start, end, half = interval.start, interval.end, (interval.t + interval.s) / 2
-        middle = Level.at(interval.schedule, half)
-        second = denoise(middle.noised(guided), half).eps
-        third = denoise(start.eps_step(middle, guided, second), half).eps
-        fourth = denoise(start.eps_step(end, guided, third), interval.s).eps
-        return (guided.eps + 2 * second + 2 * third + fourth) / 6
+
+def _four_eps(denoise: Denoise, guided: Guided, interval: Interval) -> Tensor:
+    """The mean of eps over an interval by Equation 13 of PNDM's paper."""
+    start, end, half = interval.start, interval.end, (interval.t + interval.s) / 2
+    middle = Level.at(interval.schedule, half)
+    second = denoise(middle.noised(guided), half).eps
+    third = denoise(start.eps_step(middle, guided, second), half).eps
+    fourth = denoise(start.eps_step(end, guided, third), interval.s).eps
+    return (guided.eps + 2 * second + 2 * third + fourth) / 6
+
+
+def _two_eps(denoise: Denoise, guided: Guided, interval: Interval) -> Tensor:
+    """The mean of eps at both ends of an interval, the second after a step with the first."""
+    return (guided.eps + denoise(interval.end.noised(guided), interval.s).eps) / 2

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+SKIP_LAST = "lay out an index more and leave the last one out, as diffusers' DPM-Solver does"
+
+
 @attrs.frozen(kw_only=True)
 class CheckedGrid(TimeGrid):
     """A grid whose number of steps and whose fall are checked; a subclass says where it stops."""
@@ -79,7 +82,7 @@ class IndexGrid(CheckedGrid):
     )
 
     @abstractmethod
-    def indices(self, steps: int, points: int) -> list[int]:
+    def indices(self, steps: int, points: int) -> Sequence[float]:
         """`steps` falling indices into a table of `points` >= `steps`."""
 
     def visited(self, steps: int, schedule: NoiseSchedule) -> Sequence[float]:
@@ -102,6 +105,8 @@ class IndexGrid(CheckedGrid):
 class Leading(IndexGrid):
     """k floor(T / N) + offset for k = N - 1 ... 0. It starts up to a stride below t = 1.
 
+    With `skip_last` k floor(T / (N + 1)) + offset for k = N ... 1.
+
     References:
         Denoising Diffusion Implicit Models, 2020, arXiv:2010.02502
         Common Diffusion Noise Schedules and Sample Steps are Flawed, 2023, arXiv:2305.08891
@@ -109,9 +114,10 @@ class Leading(IndexGrid):
 
     name = "leading"
     offset: int = option(0, "added to each index; Stable Diffusion uses 1", ge(0), le(1))
+    skip_last: bool = option(False, SKIP_LAST)
 
     def __attrs_post_init__(self) -> None:
-        if self.final == "first" and self.offset == 0:
+        if self.final == "first" and self.offset == 0 and not self.skip_last:
             raise ConfigError(
                 "it visits the first entry already and cannot end on it",
                 place="time_grid leading",
@@ -120,7 +126,9 @@ class Leading(IndexGrid):
 
     def indices(self, steps: int, points: int) -> list[int]:
         """At T = 1000 and N = 50: 980, 960 ... 0."""
-        return [k * (points // steps) + self.offset for k in reversed(range(steps))]
+        spare = int(self.skip_last)
+        stride = points // (steps + spare)
+        return [(k + spare) * stride + self.offset for k in reversed(range(steps))]
 
 
 @attrs.frozen(kw_only=True)
@@ -148,11 +156,15 @@ class Linspace(IndexGrid):
     """
 
     name = "linspace"
+    skip_last: bool = option(False, SKIP_LAST)
+    rounded: bool = option(True, "to entries of the table; diffusers' Euler goes between them")
 
-    def indices(self, steps: int, points: int) -> list[int]:
+    def indices(self, steps: int, points: int) -> Sequence[float]:
         """At T = 1000 and N = 50: 999, 979 ... 20, 0. One step starts at T - 1."""
-        intervals = max(steps if self.final == "first" else steps - 1, 1)
-        return [round((points - 1) * (intervals - k) / intervals) for k in range(steps)]
+        unvisited = self.skip_last or self.final == "first"
+        intervals = max(steps if unvisited else steps - 1, 1)
+        exact = [(points - 1) * (intervals - k) / intervals for k in range(steps)]
+        return list(map(round, exact)) if self.rounded else exact
 
 
 @attrs.frozen(kw_only=True)
