@@ -24,6 +24,7 @@ from sfumato.records import (
     Noised,
     Prediction,
     SampleStep,
+    Snapshot,
     Space,
 )
 
@@ -526,11 +527,43 @@ class Study(Component):
         """
 
 
+class Layout(Component):
+    """How another program lays a system out in a folder: weights, and what they are weights of."""
+
+    kind = "layout"
+
+    @abstractmethod
+    def recognises(self, folder: Path) -> bool:
+        """Whether the folder seems to be laid out like this; `read` says whether it can be read."""
+
+    @abstractmethod
+    def read(self, folder: Path) -> Snapshot:
+        """What the folder holds, with nothing built and no code of it run.
+
+        Whatever changes numbers is in the settings or is refused, never passed over.
+
+        Raises:
+            CheckpointError: something is missing or damaged, or has no counterpart here.
+        """
+
+    @abstractmethod
+    def write(self, snapshot: Snapshot, folder: Path) -> None:
+        """Fills an empty folder, so that `read` finds the same again.
+
+        Args:
+            snapshot: of a run.
+            folder: an empty one. On an error whoever called removes it.
+
+        Raises:
+            ConfigError: a component has no counterpart there.
+        """
+
+
 KINDS: Mapping[str, type[Component]] = {
     interface.kind: interface
     for interface in (
         NoiseSchedule, TimeGrid, TimeSampler, TextEncoder, Denoiser, Autoencoder, Loss, LossWeight,
-        Guidance, Sampler, Objective, Data, Tracker, Metric, Study,
+        Guidance, Sampler, Objective, Data, Tracker, Metric, Study, Layout,
     )
 }  # fmt: skip
 """The interface of each kind."""

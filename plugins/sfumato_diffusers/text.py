@@ -1,0 +1,170 @@
+"""CLIP's text tower and its tokenizer, as the text encoder `pretrained_clip` keeps them.
+
+The configuration goes to transformers as it is, which is what diffusers does with it too; weights
+get the names that transformers gives them today.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from sfumato import CheckpointError
+from sfumato_diffusers.options import Options
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from sfumato_diffusers.folder import Folder
+
+ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
+TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+LEGACY_END = 2
+"""What configurations before 2023 call the end token, meaning the highest id."""
+
+TOWER = "text_model."
+"""What transformers puts before the names of a tower in a folder that is older, or has a projection."""
+
+
+def read(folder: Folder, part: str, tokenizer: str) -> tuple[dict[str, bytes], dict[str, Tensor]]:
+    """The files and the weights of an encoder.
+
+    Args:
+        folder: that holds both.
+        part: of the encoder, such as `text_encoder`.
+        tokenizer: its part, such as `tokenizer`.
+
+    Raises:
+        CheckpointError: something is missing or damaged, or has no counterpart here.
+    """
+    config = folder.json(f"{part}/config.json")
+    place = str(folder.path(f"{part}/config.json"))
+    options = Options(config, place)
+    for key in ("use_attention_mask", "quantization_config"):
+        if config.get(key):
+            raise options.refusal(key, config[key], "leave it out")
+    numbers = {
+        key: options.count(key, default)
+        for key, default in (
+            ("vocab_size", 49408),
+            ("max_position_embeddings", 77),
+            ("eos_token_id", 49407),
+            ("hidden_size", 512),
+        )
+    }
+    kind = options.take("architectures", ["none"])
+    if kind[0] not in ENCODERS:
+        raise options.refusal("architectures", kind, f"known: {', '.join(ENCODERS)}")
+    files = {
+        "config.json": json.dumps(config).encode(),
+        "tokenizer.json": read_tokenizer(folder, tokenizer, numbers),
+    }
+    return files, weights(folder.weights(part, "model"), kind[0])
+
+
+def weights(state: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """By the names of the module that holds the model of transformers as `model`."""
+    tower = TOWER if kind == ENCODERS[1] else ""
+    return {
+        f"model.{name if name.startswith('text_projection') else tower + name.removeprefix(TOWER)}": t
+        for name, t in state.items()
+        if not name.endswith("embeddings.position_ids")  # 0, 1, 2, ...: no weight
+    }
+
+
+def read_tokenizer(folder: Folder, part: str, numbers: Mapping[str, int]) -> bytes:
+    """A `tokenizer.json` that pads to the encoder's positions, and does not truncate.
+
+    Args:
+        folder: that holds it.
+        part: its own, such as `tokenizer`.
+        numbers: of the encoder's configuration.
+
+    Raises:
+        CheckpointError: it is missing, or not the encoder's.
+    """
+    from transformers import CLIPTokenizer
+
+    place = str(folder.path(part))
+    named = folder.json(f"{part}/tokenizer_config.json")
+    options = Options(named, f"{place}/tokenizer_config.json")
+    options.choice("tokenizer_class", TOKENIZERS[0], TOKENIZERS)
+    longest = options.count("model_max_length", numbers["max_position_embeddings"])
+    if longest != numbers["max_position_embeddings"]:
+        remedy = f"the text encoder reads {numbers['max_position_embeddings']}"
+        raise options.refusal("model_max_length", longest, remedy)
+    if not folder.has(f"{part}/tokenizer.json"):
+        for name in ("vocab.json", "merges.txt"):
+            folder.bytes(f"{part}/{name}")
+    for path in folder.path(part).iterdir():
+        folder.path(f"{part}/{path.name}")
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(
+            folder.path(part), trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"holds no tokenizer that can be read: {first}", place=place) from error
+    end, size = numbers["eos_token_id"], numbers["vocab_size"]
+    end = size - 1 if end == LEGACY_END else end
+    if tokenizer.eos_token_id != end or len(tokenizer) > size:
+        raise CheckpointError(
+            f"has {len(tokenizer)} tokens and ends with {tokenizer.eos_token_id}, the text encoder "
+            f"knows {size} and ends with {end}",
+            place=place,
+        )
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.enable_padding(
+        length=numbers["max_position_embeddings"],
+        pad_id=tokenizer.pad_token_id,
+        pad_token=tokenizer.pad_token,
+    )
+    return str(backend.to_str()).encode()
+
+
+def write(files: Mapping[str, bytes], part: Path, tokenizer: Path) -> None:
+    """The configuration of an encoder and its tokenizer, as transformers reads them.
+
+    Args:
+        files: as `read` returned them.
+        part: the encoder's folder.
+        tokenizer: the tokenizer's.
+    """
+    config = json.loads(files["config.json"])
+    (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    built = json.loads(files["tokenizer.json"])
+    model, padding = built["model"], built["padding"]
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    start, end = _ends(built)
+    special = {
+        "bos_token": start,
+        "eos_token": end,
+        "unk_token": model.get("unk_token") or end,
+        "pad_token": padding["pad_token"],
+    }
+    stated = {
+        "tokenizer_class": TOKENIZERS[0],
+        "model_max_length": config.get("max_position_embeddings", 77),
+        "add_prefix_space": False,
+        "do_lower_case": True,
+        **special,
+    }
+    texts = {
+        "vocab.json": json.dumps(model["vocab"], ensure_ascii=False),
+        "merges.txt": "\n".join(["#version: 0.2", *merges, ""]),
+        "tokenizer.json": files["tokenizer.json"].decode(),
+        "tokenizer_config.json": json.dumps(stated, indent=2, ensure_ascii=False),
+        "special_tokens_map.json": json.dumps(special, indent=2, ensure_ascii=False),
+    }
+    for name, text in texts.items():
+        (tokenizer / name).write_text(text, encoding="utf-8")
+
+
+def _ends(tokenizer: Mapping[str, Any]) -> tuple[str, str]:
+    """The start and the end token, of what post-processing puts around a text."""
+    after = tokenizer["post_processor"]
+    return after["cls"][0], after["sep"][0]
