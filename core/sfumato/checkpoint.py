@@ -114,6 +114,13 @@ def restore(module: nn.Module, state: Mapping[str, Tensor], place: str) -> None:
         CheckpointError: names or shapes differ, of which it lists the first, or a value is not
             finite.
     """
+    check_fit(module, state, place)
+    check_finite(state, place)
+    module.load_state_dict(dict(state))
+
+
+def check_fit(module: nn.Module, state: Mapping[str, Tensor], place: str) -> None:
+    """Raises CheckpointError where names or shapes differ, of which it lists the first."""
     own = module.state_dict()
     lines = [f"{name}: missing" for name in own if name not in state]
     lines += [f"{name}: not in the model" for name in state if name not in own]
@@ -127,11 +134,14 @@ def restore(module: nn.Module, state: Mapping[str, Tensor], place: str) -> None:
             [*lines[:8], *([f"and {len(lines) - 8} more"] if len(lines) > 8 else [])]
         )
         raise CheckpointError(f"holds another architecture:\n  {shown}", place=place)
-    wrong = [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]
-    if wrong:
-        remedy = "take an earlier checkpoint"
-        raise CheckpointError(f"{wrong[0]} is not finite", place=place, remedy=remedy)
-    module.load_state_dict(dict(state))
+
+
+def check_finite(state: Mapping[str, Tensor], place: str) -> None:
+    """Raises CheckpointError where a value is not a finite number."""
+    for name, tensor in state.items():
+        if not bool(tensor.isfinite().all()):
+            remedy = "take an earlier checkpoint"
+            raise CheckpointError(f"{name} is not finite", place=place, remedy=remedy)
 
 
 def _manifest(path: Path) -> tuple[dict[str, str], dict[str, Any]]:

@@ -558,6 +558,14 @@ class Layout(Component):
             ConfigError: a component has no counterpart there.
         """
 
+    @classmethod
+    def specimen(cls) -> Snapshot | None:
+        """A small system that can be laid out like this, for the conformance kit.
+
+        By default the kit's own, of components that come with sfumato.
+        """
+        return None
+
 
 KINDS: Mapping[str, type[Component]] = {
     interface.kind: interface

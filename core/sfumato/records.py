@@ -285,19 +285,21 @@ class TrainEnd:
 
 @attrs.frozen(eq=False, kw_only=True)
 class Snapshot:
-    """A system between a run folder and a foreign layout of it: what it is made of, and its weights.
+    """A system between a run folder and a foreign one: what it is made of, and its weights.
 
     Attributes:
-        settings: an experiment as YAML has it: a component in each slot, named with `use`.
+        settings: a pipeline as YAML has it: a component in each slot, named with `use`.
         states: weights by slot, under the names that the modules give them.
         files: what the text encoder needs beside its weights, by file name.
-        sources: SHA-256 of each file that weights came from, by its name in the foreign folder.
-        remarks: what was left out because it changes no number, one line each.
+        facts: what else the record of a run should say, such as its null condition.
+        sources: the SHA-256 of each file that weights came from, by its name in the foreign folder.
+        remarks: what was left out, one line each.
     """
 
     settings: Mapping[str, Any]
     states: Mapping[str, Mapping[str, Tensor]]
     files: Mapping[str, bytes]
+    facts: Mapping[str, Any] = attrs.field(factory=dict)
     sources: Mapping[str, str] = attrs.field(factory=dict)
     remarks: tuple[str, ...] = ()
 

@@ -1,7 +1,6 @@
 """CLIP's text tower and its tokenizer, as the text encoder `pretrained_clip` keeps them.
 
-The configuration goes to transformers as it is, which is what diffusers does with it too; weights
-get the names that transformers gives them today.
+The configuration goes to transformers as it is, which is what diffusers does with it too.
 """
 
 from __future__ import annotations
@@ -20,57 +19,59 @@ if TYPE_CHECKING:
 
     from sfumato_diffusers.folder import Folder
 
-ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
+ENCODER = "CLIPTextModel"
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+NUMBERS = {
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+    "eos_token_id": 49407,
+    "hidden_size": 512,
+}
+"""Of a configuration, with what they are where it does not say."""
+
 LEGACY_END = 2
 """What configurations before 2023 call the end token, meaning the highest id."""
 
-TOWER = "text_model."
-"""What transformers puts before the names of a tower in a folder that is older, or has a projection."""
+TOWER, PROJECTION = "text_model.", "text_projection."
 
 
-def read(folder: Folder, part: str, tokenizer: str) -> tuple[dict[str, bytes], dict[str, Tensor]]:
+def read(
+    folder: Folder, part: str, tokenizer: str, kind: str
+) -> tuple[dict[str, bytes], dict[str, Tensor]]:
     """The files and the weights of an encoder.
 
     Args:
         folder: that holds both.
         part: of the encoder, such as `text_encoder`.
         tokenizer: its part, such as `tokenizer`.
+        kind: its class, which diffusers takes from the pipeline and not from the configuration.
 
     Raises:
         CheckpointError: something is missing or damaged, or has no counterpart here.
     """
     config = folder.json(f"{part}/config.json")
-    place = str(folder.path(f"{part}/config.json"))
-    options = Options(config, place)
+    options = Options(config, str(folder.path(f"{part}/config.json")))
     for key in ("use_attention_mask", "quantization_config"):
         if config.get(key):
             raise options.refusal(key, config[key], "leave it out")
-    numbers = {
-        key: options.count(key, default)
-        for key, default in (
-            ("vocab_size", 49408),
-            ("max_position_embeddings", 77),
-            ("eos_token_id", 49407),
-            ("hidden_size", 512),
-        )
-    }
-    kind = options.take("architectures", ["none"])
-    if kind[0] not in ENCODERS:
-        raise options.refusal("architectures", kind, f"known: {', '.join(ENCODERS)}")
+    numbers = {key: options.count(key, default) for key, default in NUMBERS.items()}
     files = {
-        "config.json": json.dumps(config).encode(),
+        "config.json": json.dumps({**config, "architectures": [kind]}).encode(),
         "tokenizer.json": read_tokenizer(folder, tokenizer, numbers),
     }
-    return files, weights(folder.weights(part, "model"), kind[0])
+    return files, weights(folder.weights(part, "model"))
 
 
-def weights(state: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
-    """By the names of the module that holds the model of transformers as `model`."""
-    tower = TOWER if kind == ENCODERS[1] else ""
+def width(files: Mapping[str, bytes]) -> int:
+    """D, of the tokens."""
+    return int(json.loads(files["config.json"]).get("hidden_size", NUMBERS["hidden_size"]))
+
+
+def weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By the names of the module. transformers 5 leaves the tower's prefix out of some files."""
     return {
-        f"model.{name if name.startswith('text_projection') else tower + name.removeprefix(TOWER)}": t
-        for name, t in state.items()
+        name if name.startswith((TOWER, PROJECTION)) else TOWER + name: tensor
+        for name, tensor in state.items()
         if not name.endswith("embeddings.position_ids")  # 0, 1, 2, ...: no weight
     }
 

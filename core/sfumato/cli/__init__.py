@@ -17,6 +17,8 @@ from sfumato.cli import (
     check,
     describe,
     doctor,
+    export,
+    import_,
     lock,
     new_plugin,
     plugins,
@@ -36,9 +38,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-COMMANDS = (train, sample, show, plugins, check, new_plugin, lock, describe, schema, doctor)
+COMMANDS = (
+    *(train, sample, import_, export, show, plugins, check, new_plugin, lock, describe, schema),
+    doctor,
+)
 for command in COMMANDS:
-    app.command(command.__name__.rpartition(".")[2].replace("_", "-"))(command.command)
+    name = command.__name__.rpartition(".")[2]
+    app.command(name.rstrip("_").replace("_", "-"))(command.command)
 
 
 @app.callback()

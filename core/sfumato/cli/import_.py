@@ -1,0 +1,36 @@
+"""`sfumato import`: weights of another program become a run folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of another program.")],
+    name: Annotated[
+        str | None, typer.Option(help="Of the run; by default that of the folder.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder; by default runs/NAME, or the next free.")
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="By default the one that recognises the folder.")
+    ] = None,
+) -> None:
+    """Make a run of weights that another program has written; nothing is built before all fits."""
+    from sfumato.exchange import import_run
+    from sfumato.runs import free_path
+
+    name = name or folder.resolve().name
+    path = out or free_path(Path("runs") / name)
+    run, remarks = import_run(folder, path, context.obj.catalogue, name=name, layout=layout)
+    for remark in remarks:
+        typer.echo(remark)
+    sizes = ", ".join(f"{slot} {n:,}" for slot, n in run.record()["parameters"].items())
+    typer.echo(f"Imported {folder} (parameters: {sizes}) into {run.path}")
+    typer.echo(f'Try: {sys.argv[0]} sample {run.path} "A PROMPT"')

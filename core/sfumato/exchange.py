@@ -1,0 +1,193 @@
+"""Runs out of foreign folders, and foreign folders out of runs.
+
+A `layout` knows how another program lays a system out; here what it reads is held against the
+modules that it is for, and becomes a run folder, whole or not at all. Nothing is built before every
+name and shape fits.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from sfumato import checkpoint, compatibility, document, runs, settings
+from sfumato.engine import Undrawn
+from sfumato.errors import CheckpointError, ConfigError
+from sfumato.experiment import Experiment, Trained
+from sfumato.pipeline import Pipeline
+from sfumato.records import Snapshot
+from sfumato.runs import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from sfumato.interfaces import Layout
+    from sfumato.plugins import Catalogue
+    from sfumato.registry import Registry
+
+STAGE = "import"
+"""What the checkpoint of an imported run names as its stage."""
+
+
+def import_run(
+    folder: Path, out: Path, catalogue: Catalogue, *, name: str, layout: str | None = None
+) -> tuple[Run, tuple[str, ...]]:
+    """Makes a run of what a foreign folder holds.
+
+    Args:
+        folder: the foreign one, which stays as it is.
+        out: the run folder, which must not be there or be empty.
+        catalogue: the layouts and the components.
+        name: of the experiment.
+        layout: which; by default the one that recognises the folder.
+
+    Returns:
+        The run, and what the layout left out, one line each.
+
+    Raises:
+        CheckpointError: the folder cannot be read, or its weights do not fit.
+        ConfigError: no layout, or several, recognise it; the run folder cannot be written.
+    """
+    chosen = find_layout(folder, catalogue, layout)
+    snapshot = chosen.read(folder)
+    tree = document.node({"name": name, **snapshot.settings}, f"{chosen.name} {folder}")
+    experiment = settings.structure(tree, Experiment, catalogue)
+    check(experiment, snapshot, str(folder))
+    with _whole(out) as draft:
+        run = Run.create(draft, experiment, catalogue)
+        trained = Trained(
+            step=0,
+            stage=STAGE,
+            slots=tuple(snapshot.states),
+            text_dropout=None,
+            noise_schedule=experiment.noise_schedule,
+            text_encoder=experiment.text_encoder,
+            denoiser=experiment.denoiser,
+            autoencoder=experiment.autoencoder,
+        )
+        facts = settings.plain(trained, catalogue)
+        checkpoint.write(run.checkpoint(0), snapshot.states, snapshot.files, facts)
+        run.update(status="completed", origin="imported", **_record(experiment, snapshot, chosen))
+    return Run(out), snapshot.remarks
+
+
+def export_run(
+    path: Path,
+    folder: Path,
+    registry: Registry,
+    *,
+    layout: str,
+    overrides: Sequence[str] = (),
+) -> None:
+    """Lays the newest checkpoint of a run out as another program does.
+
+    Args:
+        path: the run folder.
+        folder: the foreign one, which must not be there or be empty.
+        registry: what names in overrides mean, and the catalogue.
+        layout: which.
+        overrides: `path=value` texts, as for sampling.
+
+    Raises:
+        CheckpointError: the run has no weights that can be read.
+        ConfigError: something has no counterpart there; the folder cannot be written.
+    """
+    run, catalogue = Run.open(path), registry.catalogue
+    chosen: Any = catalogue.find("layout", layout)()
+    tree = run.settings()
+    as_trained = registry.structure(tree, path.name)
+    wanted = registry.structure(registry.override(tree, overrides), path.name)
+    newest = run.newest_checkpoint()
+    trained = runs.trained(newest, catalogue)
+    compatibility.check_overrides(as_trained, wanted)
+    compatibility.check_weights(trained, wanted)
+    if "denoiser" not in trained.slots:
+        remedy = "finish the run before exporting it"
+        raise ConfigError(
+            "its denoiser was never trained", place=str(path), remedy=remedy
+        )
+    sampling = attrs.evolve(wanted.sampling, size=wanted.picture_size)
+    states, files = checkpoint.read(newest)
+    plain = settings.plain(attrs.evolve(wanted, sampling=sampling))
+    with _whole(folder) as draft:
+        draft.mkdir(parents=True)
+        chosen.write(Snapshot(settings=plain, states=states, files=files), draft)
+
+
+def find_layout(folder: Path, catalogue: Catalogue, name: str | None = None) -> Layout:
+    """The layout of this name, or the one that recognises the folder.
+
+    Raises:
+        ConfigError: there is none, or there are several.
+    """
+    if not folder.is_dir():
+        raise ConfigError("there is no such folder", place=str(folder))
+    known = [name] if name else catalogue.names("layout")
+    found: list[Any] = [catalogue.find("layout", one)() for one in known]
+    if name:
+        return found[0]
+    fitting = [one for one in found if one.recognises(folder)]
+    if len(fitting) != 1:
+        names = ", ".join(one.name for one in fitting or found)
+        problem = "several layouts recognise it" if fitting else "no layout recognises it"
+        raise ConfigError(problem, place=str(folder), remedy=f"name one with --layout: {names}")
+    return fitting[0]
+
+
+def check(experiment: Experiment, snapshot: Snapshot, place: str) -> None:
+    """Raises ConfigError where components do not fit each other, CheckpointError where weights do
+    not fit them, before a weight is read.
+    """
+    compatibility.check_assembly(experiment)
+    with Undrawn():
+        modules = Pipeline(experiment, snapshot.files).modules()
+    for slot, module in modules.items():
+        checkpoint.check_fit(module, snapshot.states.get(slot, {}), f"{place} ({slot})")
+    for slot, state in snapshot.states.items():
+        if slot not in modules:
+            raise CheckpointError(f"holds weights for {slot!r}, which is no slot", place=place)
+        checkpoint.check_finite(state, f"{place} ({slot})")
+
+
+def _record(experiment: Experiment, snapshot: Snapshot, layout: Layout) -> dict[str, Any]:
+    """What `run.json` says of an imported run."""
+    return {
+        "parameters": {
+            slot: sum(tensor.numel() for tensor in state.values())
+            for slot, state in snapshot.states.items()
+        },
+        "imported": {
+            "layout": layout.name,
+            "prediction": experiment.denoiser.prediction,
+            "noise_schedule": settings.plain(experiment.noise_schedule),
+            "text_dropout": "unknown",
+            **snapshot.facts,
+            "sources": dict(snapshot.sources),
+            "left_out": list(snapshot.remarks),
+        },
+    }
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A folder beside `path` that takes its name at the end, or is removed on an error.
+
+    Raises:
+        ConfigError: there is something at `path`, or it cannot be written.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        remedy = "choose another, or remove it"
+        raise ConfigError("is not empty", place=str(path), remedy=remedy)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield draft
+        draft.replace(path)
+    except OSError as error:
+        raise ConfigError(f"cannot be written: {error.strerror}", place=str(path)) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

@@ -1,0 +1,339 @@
+"""diffusers' schedulers: one file says noise schedule, grid, sampler and what the network predicts.
+
+Ours are used where they give the picture of diffusers, step for step; a scheduler or a setting with
+which they would not is refused. `read` is the one table of it: `write` looks for a file that `read`
+turns into the wanted components.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+
+from sfumato import CheckpointError, ConfigError, create
+from sfumato_diffusers.options import Options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
+OF_PIXELS = ("DDIMScheduler", "DDPMScheduler")
+"""Schedulers of pixels, which by default clip x0, and which keep a last entry without signal."""
+
+Components = tuple[dict[str, Any], dict[str, Any]]
+"""A sampler and a grid, as YAML has them."""
+
+
+@attrs.frozen(kw_only=True)
+class Scheduler:
+    """What one file says, each component as YAML has it."""
+
+    noise_schedule: dict[str, Any]
+    time_grid: dict[str, Any]
+    sampler: dict[str, Any]
+    prediction: str
+
+
+def read(options: Options, *, forced: bool) -> Scheduler:
+    """The components.
+
+    Args:
+        options: of the scheduler.
+        forced: whether the pipeline sets `steps_offset` to 1 and `clip_sample` to False, whatever
+            the file says, as StableDiffusionPipeline does.
+
+    Raises:
+        CheckpointError: a value has no counterpart.
+    """
+    name = options.class_name
+    if name not in READERS:
+        raise options.refusal("_class_name", name, f"known: {', '.join(sorted(READERS))}")
+    reader, foreign = READERS[name]
+    offset = options.count("steps_offset", 0)
+    clips = options.take("clip_sample", name in OF_PIXELS)
+    if forced:
+        offset = 1
+    elif clips:
+        raise options.refusal("clip_sample", True, "latents are not pixels: write false")
+    sampler, grid = reader(options, offset)
+    prediction = options.choice("prediction_type", "epsilon", PREDICTIONS)
+    if name == "PNDMScheduler" and prediction != "epsilon":
+        remedy = "it averages what the network says, and the paper eps: use DDIMScheduler"
+        raise options.refusal("prediction_type", prediction, remedy)
+    schedule = _schedule(options, exact=name in OF_PIXELS)
+    _refuse_clipping(options, schedule)
+    options.fixed(thresholding=False)
+    options.ignore("clip_sample_range", "sample_max_value", "dynamic_thresholding_ratio", *foreign)
+    options.close()
+    return Scheduler(
+        noise_schedule=schedule,
+        time_grid=grid,
+        sampler=sampler,
+        prediction=PREDICTIONS[prediction],
+    )
+
+
+def _refuse_clipping(options: Options, schedule: Mapping[str, Any]) -> None:
+    """Raises CheckpointError where noise levels above a bound would be left out."""
+    least = options.take_or_none("lambda_min_clipped", 0.0)
+    if least is not None:
+        alpha, sigma = made("noise_schedule", schedule).alpha_sigma(torch.ones(()).double())
+        if least > float(alpha.log() - sigma.log()):
+            raise options.refusal("lambda_min_clipped", least, "leave it out")
+
+
+def _schedule(options: Options, *, exact: bool) -> dict[str, Any]:
+    """The table. `exact`: whether a last entry without signal stays so."""
+    start, end = options.take("beta_start", 1e-4), options.take("beta_end", 0.02)
+    steps = options.take("num_train_timesteps", 1000)
+    kind = options.choice("beta_schedule", "linear", ("linear", "scaled_linear", "squaredcos_cap_v2"))
+    betas = options.take_or_none("trained_betas", [0.0])
+    schedule: dict[str, Any] = {"use": kind, "beta_start": start, "beta_end": end, "steps": steps}
+    if betas is not None:
+        schedule = {"use": "betas", "values": betas}
+    elif kind == "squaredcos_cap_v2":
+        schedule = {"use": "cosine", "steps": steps}
+    if not options.take("rescale_betas_zero_snr", False):
+        return schedule
+    if not exact:
+        remedy = "this scheduler puts a number in the place of 0: use DDIMScheduler"
+        raise options.refusal("rescale_betas_zero_snr", True, remedy)
+    return {"use": "zero_terminal_snr", "schedule": schedule}
+
+
+def _grid(options: Options, spacing: str, offset: int, **extra: Any) -> dict[str, Any]:
+    """A grid; `extra` are options of those that have them."""
+    kind = options.choice("timestep_spacing", spacing, ("leading", "linspace", "trailing"))
+    if kind == "leading":
+        extra["offset"] = offset
+    if kind != "linspace":
+        extra.pop("rounded", None)
+    if kind == "trailing":
+        extra.pop("skip_last", None)
+    return {"use": kind, **extra}
+
+
+def _table_grid(options: Options, offset: int, *, to_one: bool) -> dict[str, Any]:
+    """Of schedulers that step by T // N: where that is the distance of the grid."""
+    grid = _grid(options, "leading", offset, final="clean" if to_one else "first")
+    if grid["use"] == "linspace":
+        remedy = "it steps by T // N there, which is not the grid's distance: use leading"
+        raise options.refusal("timestep_spacing", "linspace", remedy)
+    if grid == {"use": "leading", "offset": 0, "final": "first"}:
+        raise options.refusal("set_alpha_to_one", False, "with steps_offset 1 alone")
+    return grid
+
+
+def _ddim(options: Options, offset: int) -> Components:
+    to_one = options.take("set_alpha_to_one", True)
+    return {"use": "ddim"}, _table_grid(options, offset, to_one=to_one)
+
+
+def _ddpm(options: Options, offset: int) -> Components:
+    options.choice("variance_type", "fixed_small", ("fixed_small", "fixed_small_log"))
+    return {"use": "ddpm"}, _table_grid(options, offset, to_one=True)
+
+
+def _pndm(options: Options, offset: int) -> Components:
+    to_one = options.take("set_alpha_to_one", False)
+    start = "improved_euler" if options.take("skip_prk_steps", False) else "runge_kutta"
+    grid = _table_grid(options, offset, to_one=to_one)
+    return {"use": "pndm", "start": start}, grid
+
+
+def _sigma_grid(options: Options, offset: int) -> dict[str, Any]:
+    """Of schedulers in sigma, which may go between entries of the table and end clean."""
+    options.fixed(
+        interpolation_type="linear",
+        timestep_type="discrete",
+        use_exponential_sigmas=False,
+        use_beta_sigmas=False,
+        final_sigmas_type="zero",
+        sigma_min=None,
+        sigma_max=None,
+    )
+    grid = _grid(options, "linspace", offset, rounded=False)
+    if not options.take("use_karras_sigmas", False):
+        return grid
+    if grid["use"] != "linspace":
+        remedy = "with timestep_spacing linspace alone: elsewhere the ends depend on the steps"
+        raise options.refusal("use_karras_sigmas", True, remedy)
+    return {"use": "karras"}
+
+
+def _euler(options: Options, offset: int) -> Components:
+    return {"use": "euler"}, _sigma_grid(options, offset)
+
+
+def _euler_ancestral(options: Options, offset: int) -> Components:
+    return {"use": "euler_ancestral"}, _sigma_grid(options, offset)
+
+
+def _heun(options: Options, offset: int) -> Components:
+    return {"use": "heun"}, _sigma_grid(options, offset)
+
+
+def _lms(options: Options, offset: int) -> Components:
+    return {"use": "lms"}, _sigma_grid(options, offset)
+
+
+def _solver_grid(options: Options, offset: int) -> dict[str, Any]:
+    """Of DPM-Solver++ and UniPC, which lay out N + 1 indices and end clean."""
+    options.fixed(
+        use_karras_sigmas=False,
+        use_exponential_sigmas=False,
+        use_beta_sigmas=False,
+        use_lu_lambdas=False,
+        use_flow_sigmas=False,
+        use_dynamic_shifting=False,
+        final_sigmas_type="zero",
+        sigma_min=None,
+        sigma_max=None,
+        shift_terminal=None,
+    )
+    # Without a flow they have no effect; the end is clean, where all three mean an Euler step.
+    options.ignore("flow_shift", "time_shift_type", "lower_order_final", "euler_at_final")
+    return _grid(options, "linspace", offset, skip_last=True)
+
+
+def _dpmpp(options: Options, offset: int) -> Components:
+    options.fixed(solver_order=2, variance_type=None)
+    kind = options.choice("algorithm_type", "dpmsolver++", ("dpmsolver++", "sde-dpmsolver++"))
+    rule = options.choice("solver_type", "midpoint", ("midpoint", "heun"))
+    sampler: dict[str, Any] = {"use": "dpmpp_2m"}
+    if kind == "sde-dpmsolver++":
+        sampler = {"use": "dpmpp_2m_sde", "rule": rule}
+    elif rule == "heun":
+        sampler = {"use": "dpmpp_2m_sde", "rule": rule, "eta": 0.0}
+    return sampler, _solver_grid(options, offset)
+
+
+def _unipc(options: Options, offset: int) -> Components:
+    options.fixed(predict_x0=True, solver_type="bh2", disable_corrector=[], solver_p=None)
+    order = options.take("solver_order", 2)
+    if order not in (1, 2):
+        raise options.refusal("solver_order", order, "1 and 2 alone are known")
+    return {"use": "unipc", "depth": order}, _solver_grid(options, offset)
+
+
+TABLE = ("skip_prk_steps", "set_alpha_to_one")
+SOLVER = ("solver_order", "solver_type", "algorithm_type", "lower_order_final", "euler_at_final")
+READERS: dict[str, tuple[Callable[[Options, int], Components], tuple[str, ...]]] = {
+    "DDIMScheduler": (_ddim, ("skip_prk_steps", *SOLVER)),
+    "DDPMScheduler": (_ddpm, (*TABLE, *SOLVER)),
+    "DPMSolverMultistepScheduler": (_dpmpp, TABLE),
+    "EulerAncestralDiscreteScheduler": (_euler_ancestral, (*TABLE, *SOLVER)),
+    "EulerDiscreteScheduler": (_euler, (*TABLE, *SOLVER)),
+    "HeunDiscreteScheduler": (_heun, (*TABLE, *SOLVER)),
+    "LMSDiscreteScheduler": (_lms, (*TABLE, *SOLVER)),
+    "PNDMScheduler": (_pndm, SOLVER),
+    "UniPCMultistepScheduler": (_unipc, (*TABLE, "algorithm_type")),
+}
+"""By class: how it is read, and the keys of other schedulers that it does not look at; they stay in
+the file when a class is changed.
+"""
+
+
+def write(settings: Mapping[str, Any], *, forced: bool) -> dict[str, Any]:
+    """The file that `read` turns into these components.
+
+    Args:
+        settings: of a pipeline, each component with all its options.
+        forced: as for `read`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    stated = {**_table(settings["noise_schedule"]), **_predicted(settings["denoiser"])}
+    wanted = {kind: made(kind, settings[kind]) for kind in ("time_grid", "sampler")}
+    near = False
+    for candidate in _candidates(forced):
+        config = {**candidate, **stated}
+        try:
+            found = read(Options(config, "scheduler"), forced=forced)
+        except CheckpointError:
+            continue
+        near = near or found.sampler["use"] == wanted["sampler"].name
+        if all(_same(component, getattr(found, kind)) for kind, component in wanted.items()):
+            return config
+    names = " on ".join(component.name for component in reversed(wanted.values()))
+    raise ConfigError(
+        f"{names} is no scheduler of diffusers"
+        + (" with these options, on this noise schedule" if near else ""),
+        place="sampler",
+        remedy="export with another, such as --set sampler=ddim --set time_grid=leading",
+    )
+
+
+def _table(schedule: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file says of a noise schedule, whose own options are those of a cosine alone."""
+    if schedule["use"] == "zero_terminal_snr":
+        return {**_table(schedule["schedule"]), "rescale_betas_zero_snr": True}
+    if schedule["use"] == "betas":
+        return {"trained_betas": schedule["values"], "num_train_timesteps": len(schedule["values"])}
+    kinds = {"cosine": "squaredcos_cap_v2", "linear": "linear", "scaled_linear": "scaled_linear"}
+    if schedule["use"] not in kinds:
+        raise ConfigError(
+            f"{schedule['use']} is no noise schedule of diffusers",
+            place="noise_schedule",
+            remedy=f"known: {', '.join([*kinds, 'betas', 'zero_terminal_snr'])}",
+        )
+    stated = {name: schedule[name] for name in ("beta_start", "beta_end") if name in schedule}
+    return {
+        "beta_schedule": kinds[schedule["use"]],
+        "num_train_timesteps": schedule["steps"],
+        **stated,
+    }
+
+
+def _predicted(denoiser: Mapping[str, Any]) -> dict[str, Any]:
+    for name, ours in PREDICTIONS.items():
+        if ours == denoiser["prediction"]:
+            return {"prediction_type": name}
+    raise ConfigError(
+        f"{denoiser['prediction']} is nothing that diffusers' schedulers expect",
+        place="denoiser.prediction",
+        remedy=f"known: {', '.join(PREDICTIONS.values())}",
+    )
+
+
+def _candidates(forced: bool) -> Iterator[dict[str, Any]]:
+    """Every file that might be wanted, but for its table and its prediction."""
+    kinds: dict[str, Iterator[dict[str, Any]]] = {
+        "DDIMScheduler": _choices(set_alpha_to_one=(False, True), clip_sample=(False,)),
+        "DDPMScheduler": _choices(clip_sample=(False,)),
+        "PNDMScheduler": _choices(set_alpha_to_one=(False, True), skip_prk_steps=(True, False)),
+        "DPMSolverMultistepScheduler": _choices(
+            algorithm_type=("dpmsolver++", "sde-dpmsolver++"), solver_type=("midpoint", "heun")
+        ),
+        "UniPCMultistepScheduler": _choices(solver_order=(1, 2)),
+        "EulerAncestralDiscreteScheduler": _choices(),
+        **{
+            f"{name}DiscreteScheduler": _choices(use_karras_sigmas=(False, True))
+            for name in ("Euler", "Heun", "LMS")
+        },
+    }
+    spaced = ("leading", "linspace", "trailing")
+    for name, options in kinds.items():
+        places = _choices(timestep_spacing=spaced, steps_offset=(1,) if forced else (1, 0))
+        for own, place in itertools.product(options, list(places)):
+            yield {"_class_name": name, **place, **own}
+
+
+def _choices(**values: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
+    for chosen in itertools.product(*values.values()):
+        yield dict(zip(values, chosen, strict=True))
+
+
+def _same(component: Any, tree: Mapping[str, Any]) -> bool:
+    """Whether a component is that of a tree, whose options are plain values."""
+    options = {key: value for key, value in tree.items() if key != "use"}
+    return component.name == tree["use"] and component == type(component)(**options)
+
+
+def made(kind: str, tree: Mapping[str, Any]) -> Any:
+    """A component of its settings."""
+    return create(kind, tree["use"], **{key: v for key, v in tree.items() if key != "use"})
