@@ -115,7 +115,7 @@ def restore(module: nn.Module, state: Mapping[str, Tensor], place: str) -> None:
             finite.
     """
     check_fit(module, state, place)
-    check_finite(state, place)
+    check_finite(state, place, "take an earlier checkpoint")
     module.load_state_dict(dict(state))
 
 
@@ -136,11 +136,10 @@ def check_fit(module: nn.Module, state: Mapping[str, Tensor], place: str) -> Non
         raise CheckpointError(f"holds another architecture:\n  {shown}", place=place)
 
 
-def check_finite(state: Mapping[str, Tensor], place: str) -> None:
+def check_finite(state: Mapping[str, Tensor], place: str, remedy: str = "") -> None:
     """Raises CheckpointError where a value is not a finite number."""
     for name, tensor in state.items():
         if not bool(tensor.isfinite().all()):
-            remedy = "take an earlier checkpoint"
             raise CheckpointError(f"{name} is not finite", place=place, remedy=remedy)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 
@@ -98,7 +98,7 @@ def export_run(
         ConfigError: something has no counterpart there; the folder cannot be written.
     """
     run, catalogue = Run.open(path), registry.catalogue
-    chosen: Any = catalogue.find("layout", layout)()
+    chosen: Layout = cast("Any", catalogue.find("layout", layout))()
     tree = run.settings()
     as_trained = registry.structure(tree, path.name)
     wanted = registry.structure(registry.override(tree, overrides), path.name)
@@ -108,9 +108,7 @@ def export_run(
     compatibility.check_weights(trained, wanted)
     if "denoiser" not in trained.slots:
         remedy = "finish the run before exporting it"
-        raise ConfigError(
-            "its denoiser was never trained", place=str(path), remedy=remedy
-        )
+        raise ConfigError("its denoiser was never trained", place=str(path), remedy=remedy)
     sampling = attrs.evolve(wanted.sampling, size=wanted.picture_size)
     states, files = checkpoint.read(newest)
     plain = settings.plain(attrs.evolve(wanted, sampling=sampling))
@@ -128,10 +126,8 @@ def find_layout(folder: Path, catalogue: Catalogue, name: str | None = None) -> 
     if not folder.is_dir():
         raise ConfigError("there is no such folder", place=str(folder))
     known = [name] if name else catalogue.names("layout")
-    found: list[Any] = [catalogue.find("layout", one)() for one in known]
-    if name:
-        return found[0]
-    fitting = [one for one in found if one.recognises(folder)]
+    found: list[Layout] = [cast("Any", catalogue.find("layout", one))() for one in known]
+    fitting = found if name else [one for one in found if one.recognises(folder)]
     if len(fitting) != 1:
         names = ", ".join(one.name for one in fitting or found)
         problem = "several layouts recognise it" if fitting else "no layout recognises it"

@@ -120,8 +120,8 @@ class Folder:
                 )
             found |= self._tensors(f"{part}/{name}")
         if wrong := sorted(found.keys() ^ listed.keys()):
-            where = "the shards" if wrong[0] in listed else "the index"
-            raise CheckpointError(f"{where} lack {wrong[0]}", place=place)
+            where = "the files that it names" if wrong[0] in listed else "it"
+            raise CheckpointError(f"{wrong[0]} is missing in {where}", place=place)
         return found
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
@@ -140,9 +140,7 @@ class Folder:
         return found
 
 
-def renamed(
-    state: Mapping[str, Tensor], rules: Mapping[str, str], place: str
-) -> dict[str, Tensor]:
+def renamed(state: Mapping[str, Tensor], rules: Mapping[str, str], place: str) -> dict[str, Tensor]:
     """With parts of names replaced.
 
     Raises:

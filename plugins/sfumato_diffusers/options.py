@@ -43,8 +43,12 @@ class Options:
         problem = f"{key} is {_shown(value)}, which has no counterpart here"
         return CheckpointError(problem, place=self.place, remedy=remedy)
 
+    def raw(self, key: str) -> Any:
+        """A value as it is; None where there is none."""
+        return self._left.pop(key, None)
+
     def take(self, key: str, default: Any) -> Any:
-        """A value, of the type of its default (a list also where that is one value)."""
+        """A value, of the type of its default; a list also where that is one value."""
         value = self._left.pop(key, default)
         if not _alike(value, default):
             raise CheckpointError(
@@ -53,19 +57,18 @@ class Options:
             )
         return value
 
-    def take_or_none(self, key: str, default: Any) -> Any:
-        """A value like the default, or None."""
-        return self.take(key, default) if self._left.get(key) is not None else self._drop(key)
-
-    def _drop(self, key: str) -> None:
-        self._left.pop(key, None)
+    def take_or_none(self, key: str, like: Any) -> Any:
+        """A value, of the type of another; None too, which is what is meant where there is none."""
+        if self._left.get(key) is not None:
+            return self.take(key, like)
+        return self.raw(key)
 
     def choice(self, key: str, default: str, known: Collection[str]) -> str:
         """A text, one of `known`."""
         value = self._left.pop(key, default)
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             raise self.refusal(key, value, f"known: {', '.join(known)}")
-        return str(value)
+        return value
 
     def count(self, key: str, default: int) -> int:
         """A whole number, also written as a list of equal ones."""
@@ -82,9 +85,10 @@ class Options:
             if value != wanted or isinstance(value, bool) != isinstance(wanted, bool):
                 raise self.refusal(key, value, f"{_shown(wanted)} alone is known")
 
-    def ignore(self, *keys: str) -> list[str]:
-        """Keys that change no number; those that were there."""
-        return [key for key in keys if self._left.pop(key, None) is not None]
+    def ignore(self, *keys: str) -> None:
+        """Keys that change no number."""
+        for key in keys:
+            self.raw(key)
 
     def close(self) -> None:
         """Says that all keys have been asked for.
@@ -100,8 +104,6 @@ def _alike(value: Any, default: Any) -> bool:
     if isinstance(value, list):
         inner = default[0] if isinstance(default, list) else default
         return bool(value) and all(_alike(item, inner) for item in value)
-    if isinstance(default, list):
-        return _alike(value, default[0])
     if isinstance(default, float) and type(value) is int:
         return True
     return type(value) is type(default)

@@ -8,6 +8,7 @@ turns into the wanted components.
 from __future__ import annotations
 
 import itertools
+import math
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -41,16 +42,14 @@ def read(options: Options, *, forced: bool) -> Scheduler:
     """The components.
 
     Args:
-        options: of the scheduler.
+        options: of the scheduler, whose class is one of READERS.
         forced: whether the pipeline sets `steps_offset` to 1 and `clip_sample` to False, whatever
             the file says, as StableDiffusionPipeline does.
 
     Raises:
         CheckpointError: a value has no counterpart.
     """
-    name = options.class_name
-    if name not in READERS:
-        raise options.refusal("_class_name", name, f"known: {', '.join(sorted(READERS))}")
+    name = str(options.class_name)
     reader, foreign = READERS[name]
     offset = options.count("steps_offset", 0)
     clips = options.take("clip_sample", name in OF_PIXELS)
@@ -78,8 +77,8 @@ def read(options: Options, *, forced: bool) -> Scheduler:
 
 def _refuse_clipping(options: Options, schedule: Mapping[str, Any]) -> None:
     """Raises CheckpointError where noise levels above a bound would be left out."""
-    least = options.take_or_none("lambda_min_clipped", 0.0)
-    if least is not None:
+    least = options.take("lambda_min_clipped", -math.inf)
+    if least > -math.inf:
         alpha, sigma = made("noise_schedule", schedule).alpha_sigma(torch.ones(()).double())
         if least > float(alpha.log() - sigma.log()):
             raise options.refusal("lambda_min_clipped", least, "leave it out")
@@ -89,7 +88,9 @@ def _schedule(options: Options, *, exact: bool) -> dict[str, Any]:
     """The table. `exact`: whether a last entry without signal stays so."""
     start, end = options.take("beta_start", 1e-4), options.take("beta_end", 0.02)
     steps = options.take("num_train_timesteps", 1000)
-    kind = options.choice("beta_schedule", "linear", ("linear", "scaled_linear", "squaredcos_cap_v2"))
+    kind = options.choice(
+        "beta_schedule", "linear", ("linear", "scaled_linear", "squaredcos_cap_v2")
+    )
     betas = options.take_or_none("trained_betas", [0.0])
     schedule: dict[str, Any] = {"use": kind, "beta_start": start, "beta_end": end, "steps": steps}
     if betas is not None:
@@ -183,7 +184,6 @@ def _lms(options: Options, offset: int) -> Components:
 def _solver_grid(options: Options, offset: int) -> dict[str, Any]:
     """Of DPM-Solver++ and UniPC, which lay out N + 1 indices and end clean."""
     options.fixed(
-        use_karras_sigmas=False,
         use_exponential_sigmas=False,
         use_beta_sigmas=False,
         use_lu_lambdas=False,
@@ -194,6 +194,9 @@ def _solver_grid(options: Options, offset: int) -> dict[str, Any]:
         sigma_max=None,
         shift_terminal=None,
     )
+    if options.take("use_karras_sigmas", False):
+        remedy = "it rounds the times of these levels: import without, then --set time_grid=karras"
+        raise options.refusal("use_karras_sigmas", True, remedy)
     # Without a flow they have no effect; the end is clean, where all three mean an Euler step.
     options.ignore("flow_shift", "time_shift_type", "lower_order_final", "euler_at_final")
     return _grid(options, "linspace", offset, skip_last=True)
@@ -331,7 +334,7 @@ def _choices(**values: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
 def _same(component: Any, tree: Mapping[str, Any]) -> bool:
     """Whether a component is that of a tree, whose options are plain values."""
     options = {key: value for key, value in tree.items() if key != "use"}
-    return component.name == tree["use"] and component == type(component)(**options)
+    return bool(component.name == tree["use"] and component == type(component)(**options))
 
 
 def made(kind: str, tree: Mapping[str, Any]) -> Any:

@@ -50,7 +50,7 @@ def make() -> Snapshot:
         }
     states = {slot: module.state_dict() for slot, module in modules.items()}
     tower = {k: v for k, v in states["text_encoder"].items() if k.startswith(text.TOWER)}
-    config = {**json.loads(encoder.files["config.json"]), "architectures": [text.ENCODER]}
+    config = {**json.loads(encoder.files["config.json"]), "architectures": [text.PLAIN]}
     return Snapshot(
         settings=SETTINGS,
         states={**states, "text_encoder": tower},

@@ -17,15 +17,17 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from sfumato_diffusers.families import Family
     from sfumato_diffusers.folder import Folder
 
-ENCODER = "CLIPTextModel"
+PLAIN, PROJECTED = "CLIPTextModel", "CLIPTextModelWithProjection"
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 NUMBERS = {
     "vocab_size": 49408,
     "max_position_embeddings": 77,
     "eos_token_id": 49407,
     "hidden_size": 512,
+    "projection_dim": 512,
 }
 """Of a configuration, with what they are where it does not say."""
 
@@ -62,9 +64,17 @@ def read(
     return files, weights(folder.weights(part, "model"))
 
 
-def width(files: Mapping[str, bytes]) -> int:
-    """D, of the tokens."""
-    return int(json.loads(files["config.json"]).get("hidden_size", NUMBERS["hidden_size"]))
+def widths(family: Family, files: Mapping[str, bytes]) -> tuple[int, int | None]:
+    """D, of the tokens of all encoders, and P where the pooled vector is heard."""
+    if not family.stacked:
+        return _number(files["config.json"], "hidden_size"), None
+    configs = [files[f"{index}.config.json"] for index in range(len(family.encoders))]
+    tokens = sum(_number(config, "hidden_size") for config in configs)
+    return tokens, _number(configs[-1], "projection_dim")
+
+
+def _number(config: bytes, key: str) -> int:
+    return int(json.loads(config).get(key, NUMBERS[key]))
 
 
 def weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -108,7 +118,9 @@ def read_tokenizer(folder: Folder, part: str, numbers: Mapping[str, int]) -> byt
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         first = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"holds no tokenizer that can be read: {first}", place=place) from error
+        raise CheckpointError(
+            f"holds no tokenizer that can be read: {first}", place=place
+        ) from error
     end, size = numbers["eos_token_id"], numbers["vocab_size"]
     end = size - 1 if end == LEGACY_END else end
     if tokenizer.eos_token_id != end or len(tokenizer) > size:

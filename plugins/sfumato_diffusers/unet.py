@@ -16,7 +16,6 @@ MIDDLE = "UNetMidBlock2DCrossAttn"
 
 FIXED: dict[str, Any] = {
     "act_fn": "silu",
-    "addition_embed_type": None,
     "attention_type": "default",
     "center_input_sample": False,
     "class_embed_type": None,
@@ -52,21 +51,23 @@ FIXED: dict[str, Any] = {
 PRECISION = ("upcast_attention",)
 """What changes numbers in half precision alone, where ours attends in float32 anyway."""
 
-UNUSED = (
-    "addition_embed_type_num_heads",
-    "addition_time_embed_dim",
-    "projection_class_embeddings_input_dim",
-)
-"""What says something about parts that FIXED leaves out."""
+UNUSED = ("addition_embed_type_num_heads",)
+"""What says something about parts that are left out."""
+
+SIZES = 6
+"""Numbers that say how large a picture is: its height and width, where it was cut, and again."""
 
 
-def read(options: Options, latents: int, text_width: int) -> dict[str, Any]:
+def read(
+    options: Options, latents: int, text_width: int, pooled_width: int | None = None
+) -> dict[str, Any]:
     """The settings of the denoiser.
 
     Args:
         options: of the UNet.
         latents: channels of the autoencoder's latents.
         text_width: of the tokens that the text encoder gives.
+        pooled_width: of the pooled vector, where it is heard, with the picture's size.
 
     Raises:
         CheckpointError: a value has no counterpart, or does not fit its neighbours.
@@ -96,6 +97,7 @@ def read(options: Options, latents: int, text_width: int) -> dict[str, Any]:
         "linear_projection": options.take("use_linear_projection", False),
         "groups": options.take("norm_num_groups", 32),
         "dropout": options.take("dropout", 0.0),
+        **_added(options, pooled_width),
     }
     options.fixed(**FIXED)
     options.ignore("sample_size", *PRECISION, *UNUSED)
@@ -103,21 +105,50 @@ def read(options: Options, latents: int, text_width: int) -> dict[str, Any]:
     return settings
 
 
+def _added(options: Options, pooled_width: int | None) -> dict[str, Any]:
+    """What is added to the embedding of the time."""
+    if pooled_width is None:
+        options.fixed(addition_embed_type=None)
+        options.ignore("addition_time_embed_dim", "projection_class_embeddings_input_dim")
+        return {}
+    options.choice("addition_embed_type", "none", ("text_time",))
+    width = options.count("addition_time_embed_dim", 256)
+    inputs = options.count("projection_class_embeddings_input_dim", 2816)
+    if inputs != pooled_width + SIZES * width:
+        remedy = f"the pooled text has {pooled_width}, and {SIZES} sizes {width} each"
+        raise options.refusal("projection_class_embeddings_input_dim", inputs, remedy)
+    return {"size_width": width}
+
+
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def write(settings: Mapping[str, Any], latents: int, text_width: int, size: list[int]) -> Any:
+def write(
+    settings: Mapping[str, Any],
+    size: list[int],
+    latents: int,
+    text_width: int,
+    pooled_width: int | None,
+) -> dict[str, Any]:
     """The configuration of a `unet`.
 
     Args:
         settings: of the denoiser, all options written out.
-        latents: channels of the autoencoder's latents.
-        text_width: of the tokens that the text encoder gives.
         size: height and width of the latents.
+        latents: as for `read`.
+        text_width: as for `read`.
+        pooled_width: as for `read`.
     """
     count = len(settings["channels"])
     attention = [*settings["attention"]] * (count if len(settings["attention"]) == 1 else 1)
+    added = {}
+    if pooled_width is not None and settings["size_width"] is not None:
+        added = {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": settings["size_width"],
+            "projection_class_embeddings_input_dim": pooled_width + SIZES * settings["size_width"],
+        }
     return {
         "_class_name": CLASS,
         "in_channels": latents,
@@ -135,6 +166,7 @@ def write(settings: Mapping[str, Any], latents: int, text_width: int, size: list
         "norm_num_groups": settings["groups"],
         "dropout": settings["dropout"],
         **{name: FIXED[name] for name in ("act_fn", "flip_sin_to_cos", "freq_shift", "norm_eps")},
+        **added,
     }
 
 

@@ -54,7 +54,6 @@ def read(options: Options) -> dict[str, Any]:
             raise options.refusal(key, kinds, f"{kind} for each level alone is known")
     quant_conv = options.take("use_quant_conv", True)
     options.fixed(use_post_quant_conv=quant_conv)
-    shift = options.take_or_none("shift_factor", 0.0)
     settings = {
         "use": "kl",
         "channels": options.take("latent_channels", 4),
@@ -63,7 +62,7 @@ def read(options: Options) -> dict[str, Any]:
         "groups": options.take("norm_num_groups", 32),
         "quant_conv": quant_conv,
         "scaling": options.take("scaling_factor", 0.18215),
-        "shift": 0.0 if shift is None else shift,
+        "shift": options.take_or_none("shift_factor", 0.0) or 0.0,
     }
     options.fixed(**FIXED)
     options.ignore(*UNUSED)
