@@ -14,7 +14,7 @@ ORDER = (
     "errors", "records", "prediction", "randomness", "modules", "interfaces", "tables", "hookspecs",
     "watchers", "admission", "document", "plugins", "settings", "lock", "experiment",
     "checkpoint", "runs", "layers", "registry", "schema", "trajectory", "compatibility", "engine", "sampling",
-    "request", "editing", "pictures", "weak", "walk", "pipeline", "evaluation", "batches", "forwards", "stage", "training", "testing", "cli",
+    "request", "editing", "pictures", "weak", "walk", "pipeline", "exchange", "evaluation", "batches", "forwards", "stage", "training", "testing", "cli",
 )  # fmt: skip
 CORE = sorted((ROOT / "core" / "sfumato").rglob("*.py"))
 PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))

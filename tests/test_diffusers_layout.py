@@ -1,5 +1,6 @@
 """Folders of diffusers: the same pictures there and here, in and out, and what is refused."""
 
+import functools
 import json
 import shutil
 import warnings
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from relative_error import relative
-from sfumato import CheckpointError, ConfigError, Pipeline, document, exchange, plugins, settings
+from sfumato import CheckpointError, ConfigError, Pipeline, document, exchange, settings
 from sfumato.cli import app
 from sfumato.compatibility import check_training
 from sfumato.experiment import Experiment
@@ -181,8 +182,13 @@ def scheduled(folder, name):
     return folder
 
 
+@functools.cache
+def registry_of():
+    return Registry.load()
+
+
 def imported(folder, out, name="sd"):
-    run, _ = exchange.import_run(folder, out, plugins.load(), name=name)
+    run, _ = exchange.import_run(folder, out, registry_of().catalogue, name=name)
     return run.path
 
 
@@ -290,7 +296,7 @@ def test_what_the_record_of_an_imported_run_says(runs):
 
 
 def exported(run, out, *overrides):
-    exchange.export_run(run, out, Registry.load(), layout="diffusers", overrides=overrides)
+    exchange.export_run(run, out, registry_of(), layout="diffusers", overrides=overrides)
     return out
 
 
@@ -333,7 +339,7 @@ def test_every_scheduler_comes_back(folders, tmp_path, name):
 
 def settings_of(folder):
     """Of a pipeline, with all options written out."""
-    catalogue = plugins.load()
+    catalogue = registry_of().catalogue
     tree = document.node({"name": "sd", **Diffusers().read(folder).settings})
     return settings.plain(settings.structure(tree, Experiment, catalogue))
 
@@ -366,7 +372,7 @@ def test_the_command_line_imports_draws_and_exports(folder, tmp_path, monkeypatc
 def test_an_imported_run_learns_given_data_and_stages(runs):
     """Nothing else is missing: the loss, the times and the schedule are there."""
     tree = Run.open(runs["sd1"]).settings()
-    registry = Registry.load()
+    registry = registry_of()
     stages = "stages={denoiser: {objective: denoising, steps: 1, batch: 1}}"
     ready = registry.override(tree, ["data={use: shapes, size: 16}", stages])
     check_training(registry.structure(ready, "sd"))

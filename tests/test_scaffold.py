@@ -12,7 +12,7 @@ import tomllib
 import attrs
 import pytest
 
-from sfumato import ConfigError, PluginError, interfaces, plugins
+from sfumato import ConfigError, PluginError, exchange, interfaces, plugins
 from sfumato.cli import check, main, new_plugin
 from sfumato.registry import Registry
 from sfumato.testing import conformance
@@ -128,7 +128,12 @@ def test_the_experiment_of_its_readme_trains(kind, packages, tmp_path):
 
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["status"] == "completed"
-    assert f"use: {package.module}" in (tmp_path / "run" / "settings.yaml").read_text()
+    if kind == "layout":
+        exchange.export_run(tmp_path / "run", tmp_path / "out", registry, layout=package.module)
+        again, _ = exchange.import_run(tmp_path / "out", tmp_path / "in", catalogue, name="again")
+        assert again.record()["imported"]["layout"] == package.module
+    else:
+        assert f"use: {package.module}" in (tmp_path / "run" / "settings.yaml").read_text()
     if kind in ("metric", "study"):
         assert record["results"][package.module] > 0
     if kind == "tracker":

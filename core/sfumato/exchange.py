@@ -17,7 +17,7 @@ import attrs
 from sfumato import checkpoint, compatibility, document, runs, settings
 from sfumato.engine import Undrawn
 from sfumato.errors import CheckpointError, ConfigError
-from sfumato.experiment import Experiment, Trained
+from sfumato.experiment import Experiment, PipelineSettings, Trained
 from sfumato.pipeline import Pipeline
 from sfumato.records import Snapshot
 from sfumato.runs import Run
@@ -109,12 +109,18 @@ def export_run(
     if "denoiser" not in trained.slots:
         remedy = "finish the run before exporting it"
         raise ConfigError("its denoiser was never trained", place=str(path), remedy=remedy)
-    sampling = attrs.evolve(wanted.sampling, size=wanted.picture_size)
     states, files = checkpoint.read(newest)
-    plain = settings.plain(attrs.evolve(wanted, sampling=sampling))
+    snapshot = Snapshot(settings=stated(wanted), states=states, files=files)
     with _whole(folder) as draft:
         draft.mkdir(parents=True)
-        chosen.write(Snapshot(settings=plain, states=states, files=files), draft)
+        chosen.write(snapshot, draft)
+
+
+def stated(pipeline: PipelineSettings) -> dict[str, Any]:
+    """The settings of a snapshot: of a pipeline alone, all written out, with the pictures' size."""
+    sampling = attrs.evolve(pipeline.sampling, size=pipeline.picture_size)
+    named = {name: getattr(pipeline, name) for name in settings.fields(PipelineSettings)}
+    return {name: settings.plain(value) for name, value in {**named, "sampling": sampling}.items()}
 
 
 def find_layout(folder: Path, catalogue: Catalogue, name: str | None = None) -> Layout:

@@ -35,7 +35,7 @@ class Diffusers(Layout):
     refused, as is every setting without a counterpart here. Files are read by our own code.
 
     References:
-        diffusers, von Platen et al., 2022, https://github.com/huggingface/diffusers
+        diffusers: State-of-the-art diffusion models, von Platen et al., 2022
     """
 
     name = "diffusers"

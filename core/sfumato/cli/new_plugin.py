@@ -32,6 +32,7 @@ USES = {
     "data": (
         "{from: demo, set: {data: %s, evaluation: {metrics: [clip_similarity], studies: []}}}"
     ),
+    "layout": "{from: demo}  # then: sfumato export runs/NAME FOLDER --layout %s",
     "metric": "{from: demo, set: {evaluation: {metrics: [%s]}}}",
     "objective": "{from: demo, set: {stages: {denoiser: {objective: %s}}}}",
     "study": "{from: demo, set: {evaluation: {studies: [%s]}}}",

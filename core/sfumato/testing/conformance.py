@@ -48,6 +48,7 @@ _MODULES = (
     "trackers",
     "metrics",
     "studies",
+    "layouts",
 )
 """The modules that hold laws."""
 
