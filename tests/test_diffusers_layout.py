@@ -11,7 +11,15 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from relative_error import relative
-from sfumato import CheckpointError, ConfigError, Pipeline, document, exchange, settings
+from sfumato import (
+    CheckpointError,
+    ConfigError,
+    Pipeline,
+    document,
+    export_run,
+    import_run,
+    settings,
+)
 from sfumato.cli import app
 from sfumato.compatibility import check_training
 from sfumato.experiment import Experiment
@@ -188,8 +196,7 @@ def registry_of():
 
 
 def imported(folder, out, name="sd"):
-    run, _ = exchange.import_run(folder, out, registry_of().catalogue, name=name)
-    return run.path
+    return import_run(folder, out, name=name, catalogue=registry_of().catalogue).path
 
 
 def theirs_of(folder):
@@ -296,7 +303,7 @@ def test_what_the_record_of_an_imported_run_says(runs):
 
 
 def exported(run, out, *overrides):
-    exchange.export_run(run, out, registry_of(), layout="diffusers", overrides=overrides)
+    export_run(run, out, layout="diffusers", overrides=overrides, registry=registry_of())
     return out
 
 
@@ -564,7 +571,7 @@ BAD_VALUES = [
     ("text_encoder/config.json", {"auto_map": {"AutoModel": "code.Mine"}}, "asks for code of its own (auto_map); "
      "code is never read from a folder: write a plugin instead"),
     ("text_encoder/config.json", {"use_attention_mask": True}, "use_attention_mask is True, which has no counterpart "
-     "here; leave it out"),
+     "here; False alone is known"),
     ("tokenizer/tokenizer_config.json", {"trust_remote_code": True}, "asks for code of its own (trust_remote_code); "
      "code is never read from a folder: write a plugin instead"),
     ("tokenizer/tokenizer_config.json", {"tokenizer_class": "T5Tokenizer"}, "tokenizer_class is 'T5Tokenizer', which "

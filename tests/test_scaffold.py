@@ -12,7 +12,7 @@ import tomllib
 import attrs
 import pytest
 
-from sfumato import ConfigError, PluginError, exchange, interfaces, plugins
+from sfumato import ConfigError, PluginError, export_run, import_run, interfaces, plugins
 from sfumato.cli import check, main, new_plugin
 from sfumato.registry import Registry
 from sfumato.testing import conformance
@@ -129,8 +129,8 @@ def test_the_experiment_of_its_readme_trains(kind, packages, tmp_path):
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["status"] == "completed"
     if kind == "layout":
-        exchange.export_run(tmp_path / "run", tmp_path / "out", registry, layout=package.module)
-        again, _ = exchange.import_run(tmp_path / "out", tmp_path / "in", catalogue, name="again")
+        export_run(tmp_path / "run", tmp_path / "out", layout=package.module, registry=registry)
+        again = import_run(tmp_path / "out", tmp_path / "in", catalogue=catalogue)
         assert again.record()["imported"]["layout"] == package.module
     else:
         assert f"use: {package.module}" in (tmp_path / "run" / "settings.yaml").read_text()

@@ -67,6 +67,7 @@ from sfumato.records import (
 from sfumato.tables import TableSchedule
 
 if TYPE_CHECKING:
+    from sfumato.exchange import export_run, import_run
     from sfumato.experiment import Experiment
     from sfumato.modules import (
         AdapterModule,
@@ -95,6 +96,8 @@ _LAZY = {
     "Registry": "registry",
     "TextEncoderModule": "modules",
     "create": "registry",
+    "export_run": "exchange",
+    "import_run": "exchange",
     "train": "training",
 }
 
@@ -163,7 +166,9 @@ __all__ = [
     "TrainStart",
     "TrainStep",
     "create",
+    "export_run",
     "hookimpl",
+    "import_run",
     "like",
     "noised",
     "option",

@@ -10,49 +10,54 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
+import torch
 
-from sfumato import checkpoint, compatibility, document, runs, settings
-from sfumato.engine import Undrawn
+from sfumato import checkpoint, compatibility, document, plugins, runs, settings
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.experiment import Experiment, PipelineSettings, Trained
 from sfumato.pipeline import Pipeline
 from sfumato.records import Snapshot
+from sfumato.registry import Registry
 from sfumato.runs import Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from sfumato.interfaces import Layout
     from sfumato.plugins import Catalogue
-    from sfumato.registry import Registry
 
 STAGE = "import"
 """What the checkpoint of an imported run names as its stage."""
 
 
 def import_run(
-    folder: Path, out: Path, catalogue: Catalogue, *, name: str, layout: str | None = None
-) -> tuple[Run, tuple[str, ...]]:
+    folder: str | Path,
+    out: str | Path,
+    *,
+    name: str | None = None,
+    layout: str | None = None,
+    catalogue: Catalogue | None = None,
+) -> Run:
     """Makes a run of what a foreign folder holds.
 
     Args:
         folder: the foreign one, which stays as it is.
         out: the run folder, which must not be there or be empty.
-        catalogue: the layouts and the components.
-        name: of the experiment.
+        name: of the experiment; by default that of the folder.
         layout: which; by default the one that recognises the folder.
-
-    Returns:
-        The run, and what the layout left out, one line each.
+        catalogue: the layouts and the components; by default all that are installed.
 
     Raises:
         CheckpointError: the folder cannot be read, or its weights do not fit.
         ConfigError: no layout, or several, recognise it; the run folder cannot be written.
     """
+    folder, out = Path(folder), Path(out)
+    catalogue = catalogue or plugins.load()
+    name = name or folder.resolve().name
     chosen = find_layout(folder, catalogue, layout)
     snapshot = chosen.read(folder)
     tree = document.node({"name": name, **snapshot.settings}, f"{chosen.name} {folder}")
@@ -73,45 +78,46 @@ def import_run(
         facts = settings.plain(trained, catalogue)
         checkpoint.write(run.checkpoint(0), snapshot.states, snapshot.files, facts)
         run.update(status="completed", origin="imported", **_record(experiment, snapshot, chosen))
-    return Run(out), snapshot.remarks
+    return Run(out)
 
 
 def export_run(
-    path: Path,
-    folder: Path,
-    registry: Registry,
+    run: str | Path,
+    folder: str | Path,
     *,
     layout: str,
     overrides: Sequence[str] = (),
+    registry: Registry | None = None,
 ) -> None:
     """Lays the newest checkpoint of a run out as another program does.
 
     Args:
-        path: the run folder.
+        run: the run folder.
         folder: the foreign one, which must not be there or be empty.
-        registry: what names in overrides mean, and the catalogue.
         layout: which.
         overrides: `path=value` texts, as for sampling.
+        registry: what names in overrides mean; by default the packaged one.
 
     Raises:
         CheckpointError: the run has no weights that can be read.
         ConfigError: something has no counterpart there; the folder cannot be written.
     """
-    run, catalogue = Run.open(path), registry.catalogue
+    registry = registry or Registry.load()
+    opened, catalogue = Run.open(run), registry.catalogue
     chosen: Layout = cast("Any", catalogue.find("layout", layout))()
-    tree = run.settings()
-    as_trained = registry.structure(tree, path.name)
-    wanted = registry.structure(registry.override(tree, overrides), path.name)
-    newest = run.newest_checkpoint()
+    tree, name = opened.settings(), opened.path.name
+    as_trained = registry.structure(tree, name)
+    wanted = registry.structure(registry.override(tree, overrides), name)
+    newest = opened.newest_checkpoint()
     trained = runs.trained(newest, catalogue)
     compatibility.check_overrides(as_trained, wanted)
     compatibility.check_weights(trained, wanted)
     if "denoiser" not in trained.slots:
         remedy = "finish the run before exporting it"
-        raise ConfigError("its denoiser was never trained", place=str(path), remedy=remedy)
+        raise ConfigError("its denoiser was never trained", place=str(run), remedy=remedy)
     states, files = checkpoint.read(newest)
     snapshot = Snapshot(settings=stated(wanted), states=states, files=files)
-    with _whole(folder) as draft:
+    with _whole(Path(folder)) as draft:
         draft.mkdir(parents=True)
         chosen.write(snapshot, draft)
 
@@ -143,11 +149,15 @@ def find_layout(folder: Path, catalogue: Catalogue, name: str | None = None) -> 
 
 def check(experiment: Experiment, snapshot: Snapshot, place: str) -> None:
     """Raises ConfigError where components do not fit each other, CheckpointError where weights do
-    not fit them, before a weight is read.
+    not fit them, before a weight is read. Modules take no memory: they are built to be compared.
     """
     compatibility.check_assembly(experiment)
-    with Undrawn():
-        modules = Pipeline(experiment, snapshot.files).modules()
+    try:
+        with torch.device("meta"):
+            modules = Pipeline(experiment, snapshot.files).modules()
+    except RuntimeError as error:
+        problem = f"describes what cannot be built: {str(error).splitlines()[0]}"
+        raise CheckpointError(problem, place=place) from error
     for slot, module in modules.items():
         checkpoint.check_fit(module, snapshot.states.get(slot, {}), f"{place} ({slot})")
     for slot, state in snapshot.states.items():

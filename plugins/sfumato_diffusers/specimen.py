@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import attrs
 import torch
 
 from sfumato import Snapshot, Space, create
 from sfumato_diffusers import text
 from sfumato_diffusers.scheduler import made
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 SETTINGS: dict[str, Any] = {
     "noise_schedule": {"use": "scaled_linear"},
@@ -51,8 +55,21 @@ def make() -> Snapshot:
     states = {slot: module.state_dict() for slot, module in modules.items()}
     tower = {k: v for k, v in states["text_encoder"].items() if k.startswith(text.TOWER)}
     config = {**json.loads(encoder.files["config.json"]), "architectures": [text.PLAIN]}
+    stated = {
+        slot: _stated(slot, tree) if "use" in tree else tree for slot, tree in SETTINGS.items()
+    }
     return Snapshot(
-        settings=SETTINGS,
+        settings=stated,
         states={**states, "text_encoder": tower},
         files={**encoder.files, "config.json": json.dumps(config).encode()},
     )
+
+
+def _stated(slot: str, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a component with all its options, lists as YAML has them."""
+    component = made(slot, tree)
+    options = attrs.asdict(component)
+    return {
+        "use": component.name,
+        **{k: list(v) if isinstance(v, tuple) else v for k, v in options.items()},
+    }

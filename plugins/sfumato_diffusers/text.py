@@ -1,6 +1,6 @@
 """CLIP's text tower and its tokenizer, as the text encoder `pretrained_clip` keeps them.
 
-The configuration goes to transformers as it is, which is what diffusers does with it too.
+What is known of the configuration goes to transformers as it is, as diffusers does with it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,38 @@ NUMBERS = {
 }
 """Of a configuration, with what they are where it does not say."""
 
+STATED = (
+    "hidden_act",
+    "layer_norm_eps",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "attention_dropout",
+    "initializer_factor",
+    "initializer_range",
+    "bos_token_id",
+    "pad_token_id",
+    "dtype",
+    "torch_dtype",
+)
+"""What else it may say; transformers knows what to make of it."""
+
+UNUSED = (
+    "architectures",
+    "model_type",
+    "dropout",
+    "transformers_version",
+    "chunk_size_feed_forward",
+    "id2label",
+    "is_encoder_decoder",
+    "label2id",
+    "output_attentions",
+    "output_hidden_states",
+    "problem_type",
+    "return_dict",
+)
+"""What the pipeline says, and what transformers does not look at."""
+
 LEGACY_END = 2
 """What configurations before 2023 call the end token, meaning the highest id."""
 
@@ -51,14 +83,17 @@ def read(
     Raises:
         CheckpointError: something is missing or damaged, or has no counterpart here.
     """
-    config = folder.json(f"{part}/config.json")
-    options = Options(config, str(folder.path(f"{part}/config.json")))
-    for key in ("use_attention_mask", "quantization_config"):
-        if config.get(key):
-            raise options.refusal(key, config[key], "leave it out")
+    options = Options(
+        folder.json(f"{part}/config.json"), str(folder.path(f"{part}/config.json"))
+    )
+    options.fixed(use_attention_mask=False, quantization_config=None)
     numbers = {key: options.count(key, default) for key, default in NUMBERS.items()}
+    stated = {key: value for key in STATED if (value := options.raw(key)) is not None}
+    options.ignore(*UNUSED)
+    options.close()
+    config = {"architectures": [kind], "model_type": "clip_text_model", **numbers, **stated}
     files = {
-        "config.json": json.dumps({**config, "architectures": [kind]}).encode(),
+        "config.json": json.dumps(config).encode(),
         "tokenizer.json": read_tokenizer(folder, tokenizer, numbers),
     }
     return files, weights(folder.weights(part, "model"))

@@ -21,5 +21,5 @@ def command(
     from sfumato.exchange import export_run
 
     registry = context.obj.registry()
-    export_run(run, folder, registry, layout=layout, overrides=overrides or [])
+    export_run(run, folder, layout=layout, overrides=overrides or [], registry=registry)
     typer.echo(str(folder))

@@ -26,11 +26,11 @@ def command(
     from sfumato.exchange import import_run
     from sfumato.runs import free_path
 
-    name = name or folder.resolve().name
-    path = out or free_path(Path("runs") / name)
-    run, remarks = import_run(folder, path, context.obj.catalogue, name=name, layout=layout)
-    for remark in remarks:
+    path = out or free_path(Path("runs") / (name or folder.resolve().name))
+    run = import_run(folder, path, name=name, layout=layout, catalogue=context.obj.catalogue)
+    record = run.record()
+    for remark in record["imported"]["left_out"]:
         typer.echo(remark)
-    sizes = ", ".join(f"{slot} {n:,}" for slot, n in run.record()["parameters"].items())
+    sizes = ", ".join(f"{slot} {count:,}" for slot, count in record["parameters"].items())
     typer.echo(f"Imported {folder} (parameters: {sizes}) into {run.path}")
     typer.echo(f'Try: {sys.argv[0]} sample {run.path} "A PROMPT"')

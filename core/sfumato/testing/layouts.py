@@ -13,6 +13,7 @@ import torch
 from sfumato import document, exchange, plugins, settings
 from sfumato.errors import SfumatoError
 from sfumato.experiment import Experiment
+from sfumato.interfaces import Layout
 from sfumato.records import Snapshot
 from sfumato.testing import assembly
 from sfumato.testing.laws import Broken, expect, expect_equal, law, subject
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
-
-    from sfumato.interfaces import Layout
 
 
 @attrs.frozen(eq=False, kw_only=True)
