@@ -1,4 +1,4 @@
-"""A Stable Diffusion of a few channels, with fresh weights: what the conformance kit writes and reads."""
+"""A Stable Diffusion of a few channels: what the conformance kit writes and reads."""
 
 from __future__ import annotations
 
@@ -55,11 +55,8 @@ def make() -> Snapshot:
     states = {slot: module.state_dict() for slot, module in modules.items()}
     tower = {k: v for k, v in states["text_encoder"].items() if k.startswith(text.TOWER)}
     config = {**json.loads(encoder.files["config.json"]), "architectures": [text.PLAIN]}
-    stated = {
-        slot: _stated(slot, tree) if "use" in tree else tree for slot, tree in SETTINGS.items()
-    }
     return Snapshot(
-        settings=stated,
+        settings={slot: _stated(slot, tree) for slot, tree in SETTINGS.items()},
         states={**states, "text_encoder": tower},
         files={**encoder.files, "config.json": json.dumps(config).encode()},
     )
@@ -67,9 +64,7 @@ def make() -> Snapshot:
 
 def _stated(slot: str, tree: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a component with all its options, lists as YAML has them."""
-    component = made(slot, tree)
-    options = attrs.asdict(component)
-    return {
-        "use": component.name,
-        **{k: list(v) if isinstance(v, tuple) else v for k, v in options.items()},
-    }
+    if "use" not in tree:
+        return dict(tree)
+    options = attrs.asdict(made(slot, tree)).items()
+    return {**tree, **{k: list(v) if isinstance(v, tuple) else v for k, v in options}}
