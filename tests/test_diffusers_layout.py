@@ -15,6 +15,7 @@ from sfumato import (
     CheckpointError,
     ConfigError,
     Pipeline,
+    Space,
     document,
     export_run,
     import_run,
@@ -25,8 +26,9 @@ from sfumato.compatibility import check_training
 from sfumato.experiment import Experiment
 from sfumato.registry import Registry
 from sfumato.runs import Run
-from sfumato_diffusers import Diffusers, scheduler
+from sfumato_diffusers import Diffusers, scheduler, unet, vae
 from sfumato_diffusers.options import Options
+from sfumato_diffusers.scheduler import made
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -229,13 +231,12 @@ def pictures(theirs, ours, negative, steps=20):
 
 
 SLOW = pytest.mark.slow
+BY_NAME = [
+    pytest.param(name, marks=() if name in ("ddim", "pndm", "euler", "dpmpp_2m") else SLOW)
+    for name in SCHEDULERS
+]
 CASES = [
-    *(
-        pytest.param(
-            "sd1", name, marks=() if name in ("ddim", "pndm", "euler", "dpmpp_2m") else SLOW
-        )
-        for name in SCHEDULERS
-    ),
+    *(pytest.param("sd1", *name.values, marks=name.marks) for name in BY_NAME),
     ("sd2", "ddim"),
     pytest.param("sd2", "euler", marks=SLOW),
     pytest.param("sd2", "dpmpp_2m", marks=SLOW),
@@ -332,7 +333,7 @@ def test_what_is_exported_opens_in_diffusers_with_the_same_picture(folders, tmp_
     )
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", BY_NAME)
 def test_every_scheduler_comes_back(folders, tmp_path, name):
     folder = scheduled(shutil.copytree(folders["sd1"], tmp_path / "sd"), name)
     written = scheduler.write(settings_of(folder), forced=True)
@@ -385,6 +386,113 @@ def test_an_imported_run_learns_given_data_and_stages(runs):
     check_training(registry.structure(ready, "sd"))
     with pytest.raises(ConfigError, match="captioned pictures are needed here"):
         check_training(registry.structure(registry.override(tree, [stages]), "sd"))
+
+
+# The configurations with which the models were published
+
+
+CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
+UNET_1 = {
+    "_class_name": "UNet2DConditionModel", "_diffusers_version": "0.6.0", "act_fn": "silu",
+    "attention_head_dim": 8, "block_out_channels": [320, 640, 1280, 1280],
+    "center_input_sample": False, "cross_attention_dim": 768,
+    "down_block_types": [CROSS, CROSS, CROSS, PLAIN], "downsample_padding": 1,
+    "flip_sin_to_cos": True, "freq_shift": 0, "in_channels": 4, "layers_per_block": 2,
+    "mid_block_scale_factor": 1, "norm_eps": 1e-05, "norm_num_groups": 32, "out_channels": 4,
+    "sample_size": 64,
+    "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
+}  # fmt: skip
+UNET_2 = {
+    **UNET_1, "attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024,
+    "dual_cross_attention": False, "num_class_embeds": None, "only_cross_attention": False,
+    "sample_size": 96, "upcast_attention": True, "use_linear_projection": True,
+}  # fmt: skip
+UNET_XL = {
+    **UNET_2, "addition_embed_type": "text_time", "addition_embed_type_num_heads": 64,
+    "addition_time_embed_dim": 256, "attention_head_dim": [5, 10, 20],
+    "block_out_channels": [320, 640, 1280], "class_embed_type": None,
+    "class_embeddings_concat": False, "conv_in_kernel": 3, "conv_out_kernel": 3,
+    "cross_attention_dim": 2048, "cross_attention_norm": None,
+    "down_block_types": [PLAIN, CROSS, CROSS], "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None, "mid_block_only_cross_attention": None,
+    "mid_block_type": "UNetMidBlock2DCrossAttn", "num_attention_heads": None,
+    "projection_class_embeddings_input_dim": 2816, "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False, "resnet_time_scale_shift": "default", "sample_size": 128,
+    "time_cond_proj_dim": None, "time_embedding_act_fn": None, "time_embedding_dim": None,
+    "time_embedding_type": "positional", "timestep_post_act": None,
+    "transformer_layers_per_block": [1, 2, 10],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "upcast_attention": None,
+}  # fmt: skip
+CLOCK_1 = {
+    "_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", **TABLE,
+    "num_train_timesteps": 1000, "set_alpha_to_one": False, "skip_prk_steps": True,
+    "steps_offset": 1, "trained_betas": None, "clip_sample": False,
+}  # fmt: skip
+CLOCK_2 = {**CLOCK_1, "_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
+CLOCK_XL = {
+    **CLOCK_1, "_class_name": "EulerDiscreteScheduler", "interpolation_type": "linear",
+    "prediction_type": "epsilon", "sample_max_value": 1.0, "timestep_spacing": "leading",
+    "use_karras_sigmas": False,
+}  # fmt: skip
+SD_GRID = {"use": "leading", "final": "first", "offset": 1}
+
+
+@pytest.mark.parametrize(
+    ("config", "around", "count"),
+    [
+        (UNET_1, (4, 768, None), 859_520_964),
+        (UNET_2, (4, 1024, None), 865_910_724),
+        (UNET_XL, (4, 2048, 1280), 2_567_463_684),
+    ],
+    ids=["sd1", "sd2", "sdxl"],
+)
+def test_published_unets(config, around, count):
+    options = Options(config, "config.json")
+    options.take("sample_size", 64)
+    component = made("denoiser", unet.read(options, *around))
+    space = Space(
+        channels=4, height=64, width=64, text_width=around[1], pooled_width=around[2] or 768,
+        schedule=made("noise_schedule", {"use": "scaled_linear"}), factor=8,
+    )  # fmt: skip
+    with torch.device("meta"):
+        module = component.build(space)
+    assert sum(parameter.numel() for parameter in module.parameters()) == count
+
+
+@pytest.mark.parametrize(
+    ("config", "forced", "sampler", "grid", "prediction"),
+    [
+        (CLOCK_1, True, {"use": "pndm", "start": "improved_euler"}, SD_GRID, "epsilon"),
+        (CLOCK_2, True, {"use": "ddim"}, SD_GRID, "v"),
+        (CLOCK_XL, False, {"use": "euler"}, {"use": "leading", "offset": 1}, "epsilon"),
+    ],
+    ids=["sd1", "sd2", "sdxl"],
+)
+def test_published_schedulers(config, forced, sampler, grid, prediction):
+    found = scheduler.read(Options(config, "scheduler_config.json"), forced=forced)
+    assert (found.sampler, found.time_grid, found.prediction) == (sampler, grid, prediction)
+    assert found.noise_schedule == {
+        "use": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps": 1000,
+    }  # fmt: skip
+
+
+def test_the_published_autoencoder():
+    levels = 4
+    config = {
+        "_class_name": "AutoencoderKL", "_diffusers_version": "0.20.0.dev0",
+        "_name_or_path": "../sdxl-vae/", "act_fn": "silu",
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * levels, "force_upcast": True,
+        "in_channels": 3, "latent_channels": 4, "layers_per_block": 2, "norm_num_groups": 32,
+        "out_channels": 3, "sample_size": 1024, "scaling_factor": 0.13025,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }  # fmt: skip
+    component = made("autoencoder", vae.read(Options(config, "config.json")))
+    assert component == made("autoencoder", {"use": "kl", "scaling": 0.13025})
+    with torch.device("meta"):
+        module = component.build()
+    assert sum(parameter.numel() for parameter in module.parameters()) == 83_653_863
 
 
 # Other ways to lay the same weights out

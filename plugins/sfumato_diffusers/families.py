@@ -59,7 +59,7 @@ class Family:
             "use": "concat",
             "encoders": [one] * len(self.encoders),
             "pooled": "last",
-            "null": null,
+            "null_condition": null,
         }
 
 

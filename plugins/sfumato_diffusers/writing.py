@@ -61,7 +61,9 @@ def write(snapshot: Snapshot, folder: Path) -> None:
     extra: dict[str, Any] = {"requires_safety_checker": False}
     if family.stacked:
         none.pop("safety_checker")
-        extra = {"force_zeros_for_empty_prompt": settings["text_encoder"]["null"] == "zeros"}
+        extra = {
+            "force_zeros_for_empty_prompt": settings["text_encoder"]["null_condition"] == "zeros"
+        }
     _write_json(folder / INDEX, {"_class_name": name, **none, **extra, **classes})
 
 
@@ -112,7 +114,7 @@ def _encoders(
             (_under(f"{index}.", files), _under(f"encoders.{index}.", state))
             for index in range(len(listed))
         ]
-    wanted = family.encoder(settings.get("null", "empty"))
+    wanted = family.encoder(settings.get("null_condition", "empty"))
     for own, one in zip(listed, wanted.get("encoders", [wanted]), strict=False):
         if own["use"] != one["use"] or own["layer"] != one["layer"]:
             raise ConfigError(
