@@ -26,7 +26,7 @@ from sfumato.compatibility import check_training
 from sfumato.experiment import Experiment
 from sfumato.registry import Registry
 from sfumato.runs import Run
-from sfumato_diffusers import Diffusers, scheduler, unet, vae
+from sfumato_diffusers import Diffusers, scheduler, scheduler_file, unet, vae
 from sfumato_diffusers.options import Options
 from sfumato_diffusers.scheduler import made
 
@@ -48,6 +48,11 @@ SCHEDULERS = {
     "unipc": ("UniPCMultistepScheduler", {}),
     "heun": ("HeunDiscreteScheduler", {}),
     "lms": ("LMSDiscreteScheduler", {}),
+    "pndm-runge-kutta": ("PNDMScheduler", {"steps_offset": 1}),
+    "ddim-zero-snr": (
+        "DDIMScheduler",
+        {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "clip_sample": False},
+    ),
 }
 
 
@@ -234,12 +239,14 @@ SLOW = pytest.mark.slow
 BY_NAME = [
     pytest.param(name, marks=() if name in ("ddim", "pndm", "euler", "dpmpp_2m") else SLOW)
     for name in SCHEDULERS
+    if name != "ddim-zero-snr"  # which epsilon says nothing about
 ]
 CASES = [
     *(pytest.param("sd1", *name.values, marks=name.marks) for name in BY_NAME),
     ("sd2", "ddim"),
     pytest.param("sd2", "euler", marks=SLOW),
     pytest.param("sd2", "dpmpp_2m", marks=SLOW),
+    pytest.param("sd2", "ddim-zero-snr", marks=SLOW),
     ("sdxl", "euler"),
     pytest.param("sdxl", "ddim", marks=SLOW),
 ]
@@ -336,7 +343,7 @@ def test_what_is_exported_opens_in_diffusers_with_the_same_picture(folders, tmp_
 @pytest.mark.parametrize("name", BY_NAME)
 def test_every_scheduler_comes_back(folders, tmp_path, name):
     folder = scheduled(shutil.copytree(folders["sd1"], tmp_path / "sd"), name)
-    written = scheduler.write(settings_of(folder), forced=True)
+    written = scheduler_file.write(settings_of(folder), forced=True)
     kind, options = SCHEDULERS[name]
     assert written["_class_name"] == kind
     ours = scheduler.read(Options(written, "written"), forced=True)

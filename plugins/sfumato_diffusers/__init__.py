@@ -5,7 +5,8 @@
     unet        UNet2DConditionModel   <-> denoiser `unet`
     vae         AutoencoderKL          <-> autoencoder `kl`
     text        CLIPTextModel          <-> text_encoder `pretrained_clip`
-    scheduler   the scheduler          <-> noise_schedule, time_grid, sampler, prediction
+    scheduler, scheduler_file          <-> noise_schedule, time_grid, sampler, prediction
+    families    which pipelines there are, and what each is made of
     reading, writing                   the whole folder
 
 Components of ours are named as YAML names them: none is imported.

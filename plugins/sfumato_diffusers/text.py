@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from transformers import CLIPTokenizer
+
 from sfumato import CheckpointError
 from sfumato_diffusers.options import Options
 
@@ -83,9 +85,7 @@ def read(
     Raises:
         CheckpointError: something is missing or damaged, or has no counterpart here.
     """
-    options = Options(
-        folder.json(f"{part}/config.json"), str(folder.path(f"{part}/config.json"))
-    )
+    options = Options(folder.json(f"{part}/config.json"), str(folder.path(f"{part}/config.json")))
     options.fixed(use_attention_mask=False, quantization_config=None)
     numbers = {key: options.count(key, default) for key, default in NUMBERS.items()}
     stated = {key: value for key in STATED if (value := options.raw(key)) is not None}
@@ -132,32 +132,16 @@ def read_tokenizer(folder: Folder, part: str, numbers: Mapping[str, int]) -> byt
     Raises:
         CheckpointError: it is missing, or not the encoder's.
     """
-    from transformers import CLIPTokenizer
-
     place = str(folder.path(part))
+    positions, size = numbers["max_position_embeddings"], numbers["vocab_size"]
     named = folder.json(f"{part}/tokenizer_config.json")
     options = Options(named, f"{place}/tokenizer_config.json")
     options.choice("tokenizer_class", TOKENIZERS[0], TOKENIZERS)
-    longest = options.count("model_max_length", numbers["max_position_embeddings"])
-    if longest != numbers["max_position_embeddings"]:
-        remedy = f"the text encoder reads {numbers['max_position_embeddings']}"
-        raise options.refusal("model_max_length", longest, remedy)
-    if not folder.has(f"{part}/tokenizer.json"):
-        for name in ("vocab.json", "merges.txt"):
-            folder.bytes(f"{part}/{name}")
-    for path in folder.path(part).iterdir():
-        folder.path(f"{part}/{path.name}")
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(
-            folder.path(part), trust_remote_code=False, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"holds no tokenizer that can be read: {first}", place=place
-        ) from error
-    end, size = numbers["eos_token_id"], numbers["vocab_size"]
-    end = size - 1 if end == LEGACY_END else end
+    longest = options.count("model_max_length", positions)
+    if longest != positions:
+        raise options.refusal("model_max_length", longest, f"the text encoder reads {positions}")
+    tokenizer = _tokenizer(folder, part)
+    end = size - 1 if numbers["eos_token_id"] == LEGACY_END else numbers["eos_token_id"]
     if tokenizer.eos_token_id != end or len(tokenizer) > size:
         raise CheckpointError(
             f"has {len(tokenizer)} tokens and ends with {tokenizer.eos_token_id}, the text encoder "
@@ -167,11 +151,25 @@ def read_tokenizer(folder: Folder, part: str, numbers: Mapping[str, int]) -> byt
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.enable_padding(
-        length=numbers["max_position_embeddings"],
-        pad_id=tokenizer.pad_token_id,
-        pad_token=tokenizer.pad_token,
+        length=positions, pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token
     )
     return str(backend.to_str()).encode()
+
+
+def _tokenizer(folder: Folder, part: str) -> CLIPTokenizer:
+    """By transformers, from files that are there and do not lead elsewhere."""
+    if not folder.has(f"{part}/tokenizer.json"):
+        for name in ("vocab.json", "merges.txt"):
+            folder.bytes(f"{part}/{name}")
+    path = folder.path(part)
+    for file in path.iterdir():
+        folder.path(f"{part}/{file.name}")
+    try:
+        return CLIPTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # tokenizers raises nothing narrower
+        first = str(error).strip().splitlines()[0]
+        problem = f"holds no tokenizer that can be read: {first}"
+        raise CheckpointError(problem, place=str(path)) from error
 
 
 def write(files: Mapping[str, bytes], part: Path, tokenizer: Path) -> None:

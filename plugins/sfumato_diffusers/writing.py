@@ -9,7 +9,7 @@ import attrs
 from safetensors.torch import save_file
 
 from sfumato import CheckpointError, ConfigError
-from sfumato_diffusers import scheduler, text, unet, vae
+from sfumato_diffusers import scheduler_file, text, unet, vae
 from sfumato_diffusers.families import FAMILIES, INDEX, LEFT_OUT, STEM, Family
 from sfumato_diffusers.options import Options
 from sfumato_diffusers.scheduler import made
@@ -80,7 +80,7 @@ def _configs(snapshot: Snapshot, family: Family) -> dict[str, dict[str, Any]]:
     configs = {
         "unet": unet.write(settings["denoiser"], [side // factor for side in size], *around),
         "vae": vae.write(settings["autoencoder"], size),
-        "scheduler": scheduler.write(settings, forced=family.forced),
+        "scheduler": scheduler_file.write(settings, forced=family.forced),
     }
     said = {"prediction": settings["denoiser"]["prediction"]}  # by the scheduler
     _check("denoiser", settings, said | _read(unet.read, configs["unet"], *around))
