@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,30 @@ def small_run(tmp_path_factory, catalogue):
     for _ in train(Registry.load(path, catalogue).experiment("small"), folder / "run"):
         pass
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def sd_folders(tmp_path_factory):
+    """A small folder of diffusers for each family of Stable Diffusion."""
+    from diffusers_folders import save_pipeline
+
+    root = tmp_path_factory.mktemp("diffusers")
+    return {family: save_pipeline(root / family, family) for family in ("sd1", "sd2", "sdxl")}
+
+
+@pytest.fixture(scope="session")
+def sd_runs(sd_folders, tmp_path_factory):
+    """What is imported of each."""
+    from diffusers_folders import imported
+
+    root = tmp_path_factory.mktemp("imported")
+    return {family: imported(folder, root / family) for family, folder in sd_folders.items()}
+
+
+@pytest.fixture
+def sd_folder(sd_folders, tmp_path):
+    """A copy of SD 1.x, to be changed."""
+    return shutil.copytree(sd_folders["sd1"], tmp_path / "sd")
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ from sfumato_clip import Clip, Contrastive
 from sfumato_clip.contrastive import ContrastiveModule
 from sfumato_clip.encoder import ClipEncoder
 from sfumato_data import OpenMoji, Shapes
+from sfumato_diffusers import Diffusers
 from sfumato_lora import LoRA
 from sfumato_lora.module import LoRAModule
 from sfumato_losses import Denoising
@@ -380,6 +381,46 @@ class DrawsLatents(Rebuilt, Patches):
 
 
 COUNTER = itertools.count()
+
+
+@planted("weights_come_back")
+class HalvesWeights(Diffusers):
+    def write(self, snapshot, folder):
+        states = {
+            slot: {name: tensor.half() for name, tensor in state.items()}
+            for slot, state in snapshot.states.items()
+        }
+        super().write(attrs.evolve(snapshot, states=states), folder)
+
+
+@planted("weights_come_back", "weights_fit")
+class LosesABias(Diffusers):
+    def read(self, folder):
+        snapshot = super().read(folder)
+        state = dict(snapshot.states["denoiser"])
+        del state["conv_out.bias"]
+        return attrs.evolve(snapshot, states={**snapshot.states, "denoiser": state})
+
+
+@planted("settings_come_back")
+class ForgetsThePrediction(Diffusers):
+    def read(self, folder):
+        snapshot = super().read(folder)
+        denoiser = {**snapshot.settings["denoiser"], "prediction": "epsilon"}
+        return attrs.evolve(snapshot, settings={**snapshot.settings, "denoiser": denoiser})
+
+
+@planted("recognises_its_own")
+class RecognisesAll(Diffusers):
+    def recognises(self, folder):
+        return True
+
+
+@planted("reading_changes_nothing")
+class LeavesANote(Diffusers):
+    def read(self, folder):
+        (folder / "read.txt").write_text("yes")
+        return super().read(folder)
 
 
 @planted("losses_are_per_example", "a_batch_of_one_works")

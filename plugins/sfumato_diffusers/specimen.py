@@ -12,6 +12,7 @@ import torch
 
 from sfumato import Snapshot, Space, create
 from sfumato_diffusers import text
+from sfumato_diffusers.options import Options
 from sfumato_diffusers.scheduler import made
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def make() -> Snapshot:
         }
     states = {slot: module.state_dict() for slot, module in modules.items()}
     tower = {k: v for k, v in states["text_encoder"].items() if k.startswith(text.TOWER)}
-    config = {**json.loads(encoder.files["config.json"]), "architectures": [text.PLAIN]}
+    stated = Options(json.loads(encoder.files["config.json"]), "config.json")
+    config = text.configuration(stated, text.PLAIN)
     return Snapshot(
         settings={slot: _stated(slot, tree) for slot, tree in SETTINGS.items()},
         states={**states, "text_encoder": tower},

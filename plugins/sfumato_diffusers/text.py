@@ -86,17 +86,26 @@ def read(
         CheckpointError: something is missing or damaged, or has no counterpart here.
     """
     options = Options(folder.json(f"{part}/config.json"), str(folder.path(f"{part}/config.json")))
+    config = configuration(options, kind)
+    files = {
+        "config.json": json.dumps(config).encode(),
+        "tokenizer.json": read_tokenizer(folder, tokenizer, config),
+    }
+    return files, weights(folder.weights(part, "model"))
+
+
+def configuration(options: Options, kind: str) -> dict[str, Any]:
+    """What is known of a configuration, in one order, for an encoder of this class.
+
+    Raises:
+        CheckpointError: there is more to it.
+    """
     options.fixed(use_attention_mask=False, quantization_config=None)
     numbers = {key: options.count(key, default) for key, default in NUMBERS.items()}
     stated = {key: value for key in STATED if (value := options.raw(key)) is not None}
     options.ignore(*UNUSED)
     options.close()
-    config = {"architectures": [kind], "model_type": "clip_text_model", **numbers, **stated}
-    files = {
-        "config.json": json.dumps(config).encode(),
-        "tokenizer.json": read_tokenizer(folder, tokenizer, numbers),
-    }
-    return files, weights(folder.weights(part, "model"))
+    return {"architectures": [kind], "model_type": "clip_text_model", **numbers, **stated}
 
 
 def widths(family: Family, files: Mapping[str, bytes]) -> tuple[int, int | None]:
@@ -121,19 +130,19 @@ def weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def read_tokenizer(folder: Folder, part: str, numbers: Mapping[str, int]) -> bytes:
+def read_tokenizer(folder: Folder, part: str, config: Mapping[str, Any]) -> bytes:
     """A `tokenizer.json` that pads to the encoder's positions, and does not truncate.
 
     Args:
         folder: that holds it.
         part: its own, such as `tokenizer`.
-        numbers: of the encoder's configuration.
+        config: of the encoder.
 
     Raises:
         CheckpointError: it is missing, or not the encoder's.
     """
     place = str(folder.path(part))
-    positions, size = numbers["max_position_embeddings"], numbers["vocab_size"]
+    positions, size = config["max_position_embeddings"], config["vocab_size"]
     named = folder.json(f"{part}/tokenizer_config.json")
     options = Options(named, f"{place}/tokenizer_config.json")
     options.choice("tokenizer_class", TOKENIZERS[0], TOKENIZERS)
@@ -141,7 +150,7 @@ def read_tokenizer(folder: Folder, part: str, numbers: Mapping[str, int]) -> byt
     if longest != positions:
         raise options.refusal("model_max_length", longest, f"the text encoder reads {positions}")
     tokenizer = _tokenizer(folder, part)
-    end = size - 1 if numbers["eos_token_id"] == LEGACY_END else numbers["eos_token_id"]
+    end = size - 1 if config["eos_token_id"] == LEGACY_END else config["eos_token_id"]
     if tokenizer.eos_token_id != end or len(tokenizer) > size:
         raise CheckpointError(
             f"has {len(tokenizer)} tokens and ends with {tokenizer.eos_token_id}, the text encoder "
@@ -179,8 +188,12 @@ def write(files: Mapping[str, bytes], part: Path, tokenizer: Path) -> None:
         files: as `read` returned them.
         part: the encoder's folder.
         tokenizer: the tokenizer's.
+
+    Raises:
+        CheckpointError: the configuration says more than `read` knows.
     """
-    config = json.loads(files["config.json"])
+    known = json.loads(files["config.json"])
+    config = configuration(Options(known, "config.json"), known["architectures"][0])
     (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     built = json.loads(files["tokenizer.json"])
     model, padding = built["model"], built["padding"]
@@ -194,7 +207,7 @@ def write(files: Mapping[str, bytes], part: Path, tokenizer: Path) -> None:
     }
     stated = {
         "tokenizer_class": TOKENIZERS[0],
-        "model_max_length": config.get("max_position_embeddings", 77),
+        "model_max_length": config["max_position_embeddings"],
         "add_prefix_space": False,
         "do_lower_case": True,
         **special,

@@ -120,11 +120,19 @@ def weights_come_back(subject: Subject) -> None:
     expect(slots <= read.states.keys(), f"weights of {sorted(slots)}", f"{sorted(read.states)}")
     for slot in slots:
         own, back = written.states[slot], read.states[slot]
-        expect_equal(sorted(back), sorted(own), f"names of the {slot}")
+        _expect_names(back, own, f"weight of the {slot}")
         for name, tensor in own.items():
             equal = back[name].dtype == tensor.dtype and torch.equal(back[name], tensor)
             expect(equal, f"{slot} {name} as it was", "another tensor")
-    expect_equal(dict(read.files), dict(written.files), "files")
+    _expect_names(read.files, written.files, "file")
+    for name, content in written.files.items():
+        expect(read.files[name] == content, f"{name} to the byte", "other bytes")
+
+
+def _expect_names(got: Mapping[str, object], wanted: Mapping[str, object], of: str) -> None:
+    for name in sorted(got.keys() ^ wanted.keys()):
+        expect(name in got, f"a {of} named {name!r}", "none")
+        raise Broken(f"no {of} named {name!r}", "one")
 
 
 @law("layout")
