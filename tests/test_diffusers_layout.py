@@ -26,7 +26,7 @@ from sfumato import ConfigError, Pipeline, Space, document, settings
 from sfumato.cli import app
 from sfumato.compatibility import check_training
 from sfumato.experiment import Experiment
-from sfumato.runs import Run
+from sfumato.training import train
 from sfumato_diffusers import Diffusers, scheduler, scheduler_file, unet, vae
 from sfumato_diffusers.options import Options
 from sfumato_diffusers.scheduler import made
@@ -211,15 +211,21 @@ def test_the_command_line_imports_draws_and_exports(sd_folder, tmp_path, monkeyp
     assert stated["_class_name"] == "DPMSolverMultistepScheduler"
 
 
-def test_an_imported_run_learns_given_data_and_stages(sd_runs):
-    """Nothing else is missing: the loss, the times and the schedule are there."""
-    tree = Run.open(sd_runs["sd1"]).settings()
-    registry = registry_of()
-    stages = "stages={denoiser: {objective: denoising, steps: 1, batch: 1}}"
-    ready = registry.override(tree, ["data={use: shapes, size: 16}", stages])
-    check_training(registry.structure(ready, "sd"))
+def test_an_imported_run_trained_on_opens_in_diffusers(sd_runs, tmp_path):
+    """Data and stages are all that it needs; what is exported are the weights that it learnt."""
+    stages = "stages={denoiser: {objective: denoising, steps: 2, batch: 2, text_dropout: 0.1}}"
+    run = str(sd_runs["sd1"])
     with pytest.raises(ConfigError, match="captioned pictures are needed here"):
-        check_training(registry.structure(registry.override(tree, [stages]), "sd"))
+        check_training(registry_of().experiment(run, [stages]))
+    overrides = ["data={use: shapes, size: 16, count: 8, held_out: 2}", stages]
+    experiment = registry_of().experiment(run, overrides)
+    for _ in train(experiment, tmp_path / "tuned", catalogue=registry_of().catalogue):
+        pass
+    tuned = theirs_of(exported(tmp_path / "tuned", tmp_path / "out")).unet.state_dict()
+    learnt = Pipeline.load(tmp_path / "tuned").denoiser.state_dict()
+    before = Pipeline.load(run).denoiser.state_dict()
+    assert all(torch.equal(tuned[name], learnt[name]) for name in tuned)
+    assert not torch.equal(tuned["conv_in.weight"], before["conv_in.weight"])
 
 
 # The configurations with which the models were published
