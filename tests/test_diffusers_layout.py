@@ -151,6 +151,7 @@ def test_there_and_back_is_equal_to_the_bit(sd_runs, tmp_path, family):
         sd_runs[family] / "settings.yaml"
     ).read_bytes()
     assert contents(exported(again, tmp_path / "second")) == contents(first)
+    assert len({path.stat().st_mode for path in first.rglob("*") if path.is_file()}) == 1
 
 
 @pytest.mark.parametrize(("family", "name"), [("sd1", "pndm"), ("sdxl", "euler")])

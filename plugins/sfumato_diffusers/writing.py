@@ -158,4 +158,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 def _write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     """As diffusers and transformers look for them: the format is named."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    path.touch()
+    mode = path.stat().st_mode  # by the umask; safetensors leaves a file that only its owner reads
     save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(mode)
