@@ -19,13 +19,16 @@ import torch
 from sfumato import checkpoint, compatibility, document, plugins, runs, settings
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.experiment import Experiment, PipelineSettings, Trained
+from sfumato.interfaces import Adapter
 from sfumato.pipeline import Pipeline
 from sfumato.records import Snapshot
 from sfumato.registry import Registry
 from sfumato.runs import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from torch import Tensor
 
     from sfumato.interfaces import Layout
     from sfumato.plugins import Catalogue
@@ -89,7 +92,8 @@ def export_run(
     overrides: Sequence[str] = (),
     registry: Registry | None = None,
 ) -> None:
-    """Lays the newest checkpoint of a run out as another program does.
+    """Lays the newest checkpoint of a run out as another program does; an adapter becomes a file of
+    its own, beside the weights that it goes around.
 
     Args:
         run: the run folder.
@@ -116,10 +120,17 @@ def export_run(
         remedy = "finish the run before exporting it"
         raise ConfigError("its denoiser was never trained", place=str(run), remedy=remedy)
     states, files = checkpoint.read(newest)
-    snapshot = Snapshot(settings=stated(wanted), states=states, files=files)
+    held: dict[str, Mapping[str, Tensor]] = dict(states)
+    beside: Mapping[str, bytes] = {}
+    if isinstance(wanted.denoiser, Adapter):
+        held["denoiser"], beside = wanted.denoiser.parted(states["denoiser"])
+        wanted = attrs.evolve(wanted, denoiser=wanted.denoiser.base)
+    snapshot = Snapshot(settings=stated(wanted), states=held, files=files)
     with _whole(Path(folder)) as draft:
         draft.mkdir(parents=True)
         chosen.write(snapshot, draft)
+        for file, content in beside.items():
+            (draft / file).write_bytes(content)
 
 
 def stated(pipeline: PipelineSettings) -> dict[str, Any]:
