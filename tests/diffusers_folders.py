@@ -2,6 +2,7 @@
 
 import functools
 import json
+import warnings
 
 import diffusers
 import torch
@@ -165,3 +166,32 @@ def imported(folder, out, name="sd"):
 def exported(run, out, *overrides):
     export_run(run, out, layout="diffusers", overrides=overrides, registry=registry_of())
     return out
+
+
+def theirs_of(folder):
+    name = json.loads((folder / "model_index.json").read_text())["_class_name"]
+    pipeline = getattr(diffusers, name).from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def pictures(theirs, ours, negative, steps=20):
+    """Of both, (2, 3, H, W) in [0, 1], from the same noise."""
+    noise = torch.randn(2, *ours.latent_shape, generator=torch.Generator().manual_seed(4))
+    prompts = [PROMPT, "a blue square"]
+    their = theirs(
+        prompt=prompts,
+        latents=noise,
+        num_inference_steps=steps,
+        guidance_scale=ours.settings.guidance.positive_scale,
+        output_type="pt",
+        **({"negative_prompt": [negative] * 2} if negative else {}),
+    ).images
+    # Theirs in sigma multiply the noise with the first sigma, or with hypot(sigma, 1), as ours all do.
+    scale = float(theirs.scheduler.init_noise_sigma)
+    if scale != 1:
+        scale /= float(theirs.scheduler.sigmas[0] ** 2 + 1) ** 0.5
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*saturated")
+        our = ours.sample(prompts, negative=negative, steps=steps, start=noise * scale)
+    return their, (our + 1) / 2

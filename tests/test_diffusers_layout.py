@@ -2,9 +2,7 @@
 
 import json
 import shutil
-import warnings
 
-import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,49 +16,20 @@ from diffusers_folders import (
     change,
     exported,
     imported,
+    pictures,
     registry_of,
     scheduled,
+    theirs_of,
 )
 from relative_error import relative
-from sfumato import ConfigError, Pipeline, Space, document, settings
+from sfumato import Pipeline, Space, document, settings
 from sfumato.cli import app
-from sfumato.compatibility import check_training
 from sfumato.experiment import Experiment
-from sfumato.training import train
 from sfumato_diffusers import Diffusers, scheduler, scheduler_file, unet, vae
 from sfumato_diffusers.options import Options
 from sfumato_diffusers.scheduler import made
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-
-
-def theirs_of(folder):
-    name = json.loads((folder / "model_index.json").read_text())["_class_name"]
-    pipeline = getattr(diffusers, name).from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def pictures(theirs, ours, negative, steps=20):
-    """Of both, (2, 3, H, W) in [0, 1], from the same noise."""
-    noise = torch.randn(2, *ours.latent_shape, generator=torch.Generator().manual_seed(4))
-    prompts = [PROMPT, "a blue square"]
-    their = theirs(
-        prompt=prompts,
-        latents=noise,
-        num_inference_steps=steps,
-        guidance_scale=ours.settings.guidance.positive_scale,
-        output_type="pt",
-        **({"negative_prompt": [negative] * 2} if negative else {}),
-    ).images
-    # Theirs in sigma multiply the noise with the first sigma, or with hypot(sigma, 1), as ours all do.
-    scale = float(theirs.scheduler.init_noise_sigma)
-    if scale != 1:
-        scale /= float(theirs.scheduler.sigmas[0] ** 2 + 1) ** 0.5
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*saturated")
-        our = ours.sample(prompts, negative=negative, steps=steps, start=noise * scale)
-    return their, (our + 1) / 2
 
 
 SLOW = pytest.mark.slow
@@ -210,23 +179,6 @@ def test_the_command_line_imports_draws_and_exports(sd_folder, tmp_path, monkeyp
     ]
     stated = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())
     assert stated["_class_name"] == "DPMSolverMultistepScheduler"
-
-
-def test_an_imported_run_trained_on_opens_in_diffusers(sd_runs, tmp_path):
-    """Data and stages are all that it needs; what is exported are the weights that it learnt."""
-    stages = "stages={denoiser: {objective: denoising, steps: 2, batch: 2, text_dropout: 0.1}}"
-    run = str(sd_runs["sd1"])
-    with pytest.raises(ConfigError, match="captioned pictures are needed here"):
-        check_training(registry_of().experiment(run, [stages]))
-    overrides = ["data={use: shapes, size: 16, count: 8, held_out: 2}", stages]
-    experiment = registry_of().experiment(run, overrides)
-    for _ in train(experiment, tmp_path / "tuned", catalogue=registry_of().catalogue):
-        pass
-    tuned = theirs_of(exported(tmp_path / "tuned", tmp_path / "out")).unet.state_dict()
-    learnt = Pipeline.load(tmp_path / "tuned").denoiser.state_dict()
-    before = Pipeline.load(run).denoiser.state_dict()
-    assert all(torch.equal(tuned[name], learnt[name]) for name in tuned)
-    assert not torch.equal(tuned["conv_in.weight"], before["conv_in.weight"])
 
 
 # The configurations with which the models were published

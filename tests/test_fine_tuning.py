@@ -4,21 +4,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sfumato import Pipeline, export_run, train
+from diffusers_folders import pictures, theirs_of
+from sfumato import ConfigError, Pipeline, compatibility, export_run, train
 from sfumato.registry import Registry
-from test_diffusers_layout import imported, pictures, save_pipeline, theirs_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
 SHAPES = "data={use: shapes, size: 16, count: 8, held_out: 8}"
 STAGE = "stages.denoiser={objective: denoising, steps: 3, batch: 4, learning_rate: 0.01}"
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """An imported Stable Diffusion of a few channels."""
-    root = tmp_path_factory.mktemp("fine-tuning")
-    return imported(save_pipeline(root / "sd1", "sd1"), root / "run")
 
 
 def unet(folder):
@@ -28,7 +21,8 @@ def unet(folder):
 @pytest.mark.parametrize(
     "changes", [[], ["denoiser={use: lora, rank: 2, alpha: 6}"]], ids=["whole", "lora"]
 )
-def test_what_was_trained_on_draws_the_same_in_diffusers(run, tmp_path, changes):
+def test_what_was_trained_on_draws_the_same_in_diffusers(sd_runs, tmp_path, changes):
+    run = sd_runs["sd1"]
     experiment = Registry.load().experiment(str(run), [SHAPES, STAGE, *changes])
     list(train(experiment, tmp_path / "run"))
     for name, source in (("before", run), ("after", tmp_path / "run")):
@@ -44,3 +38,9 @@ def test_what_was_trained_on_draws_the_same_in_diffusers(run, tmp_path, changes)
     torch.testing.assert_close(their, our, rtol=0, atol=1e-4)
     if changes:
         assert (their - base).abs().max() > 1e-2
+
+
+def test_training_on_needs_data(sd_runs):
+    experiment = Registry.load().experiment(str(sd_runs["sd1"]), [STAGE])
+    with pytest.raises(ConfigError, match="captioned pictures are needed here"):
+        compatibility.check_training(experiment)
