@@ -12,9 +12,10 @@ from small import ROOT
 
 ORDER = (
     "errors", "records", "prediction", "randomness", "modules", "interfaces", "tables", "hookspecs",
-    "watchers", "admission", "document", "plugins", "settings", "lock", "experiment",
-    "checkpoint", "runs", "layers", "registry", "schema", "trajectory", "compatibility", "engine", "sampling",
-    "request", "editing", "pictures", "weak", "walk", "pipeline", "exchange", "evaluation", "batches", "forwards", "stage", "training", "testing", "cli",
+    "watchers", "admission", "document", "plugins", "settings", "lock", "experiment", "streaming",
+    "checkpoint", "claim", "runs", "layers", "registry", "schema", "trajectory", "compatibility", "engine", "sampling",
+    "request", "editing", "pictures", "weak", "walk", "pipeline", "exchange", "evaluation", "interruption", "batches", "forwards",
+    "stage", "resumption", "training", "testing", "cli",
 )  # fmt: skip
 CORE = sorted((ROOT / "core" / "sfumato").rglob("*.py"))
 PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))

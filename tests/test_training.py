@@ -199,7 +199,10 @@ def test_a_loss_that_is_not_finite_stops_before_a_weight_moves(registry, tmp_pat
 def test_nothing_is_written_over(registry, small_run):
     with pytest.raises(ConfigError) as error:
         run(registry, small_run)
-    assert str(error.value) == f"{small_run}: is not empty; choose another --out, or remove it"
+    assert (
+        str(error.value)
+        == f"{small_run}: is not empty; choose another --out, remove it, or continue a run with --resume"
+    )
 
 
 def test_bad_settings_write_nothing(registry, tmp_path):

@@ -1,6 +1,8 @@
 """The examples of each training step: a function of (seed, stage, step), so nothing has to be kept.
 
-Epochs follow each other without a gap, each a permutation of the data.
+Epochs follow each other without a gap, each a permutation of the data. Worker processes, where
+there are any, are handed numbers of steps and make whole batches ahead of time: which ones there
+are, and how many, changes no example.
 """
 
 from __future__ import annotations
@@ -8,14 +10,17 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
+import attrs
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from sfumato import randomness
+from sfumato import interruption, randomness
+from sfumato.interfaces import Split
 from sfumato.records import Batch
 
 if TYPE_CHECKING:
-    from sfumato.interfaces import Split
+    from collections.abc import Iterator
 
 
 def examples_at(size: int, seed: int, stage: str, batch: int, step: int) -> list[int]:
@@ -39,6 +44,46 @@ def batch_at(
         rows=torch.arange(size, device=device),
         total=size,
     )
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Batches(Dataset[Batch | Exception]):
+    """The batches of one stage, by the number of the step, on the CPU."""
+
+    split: Split
+    seed: int
+    stage: str
+    size: int
+
+    def __getitem__(self, step: int) -> Batch | Exception:
+        """What went wrong comes back as a value: a loader would bury it in a traceback."""
+        try:
+            return batch_at(self.split, self.seed, self.stage, self.size, step, torch.device("cpu"))
+        except Exception as error:
+            return error
+
+    def of(self, steps: range, device: torch.device, workers: int = 0) -> Iterator[Batch]:
+        """Those of `steps`, on a device, prepared by so many processes; 0 is this one.
+
+        Raises:
+            Exception: an example cannot be had.
+        """
+        loader = DataLoader(
+            self,
+            batch_size=None,
+            sampler=steps,
+            num_workers=workers,
+            worker_init_fn=_begin if workers else None,
+            generator=torch.Generator(),  # torch's own would be moved on by a draw
+        )
+        for batch in loader:
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch.to(device)
+
+
+def _begin(worker: int) -> None:
+    interruption.ignored()
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,12 +1,13 @@
 """Weights on disk: a folder of safetensors and a manifest with a SHA-256 for every file.
 
 A checkpoint is written to a temporary folder beside its place, synced and renamed, so that it is
-either whole or absent. Reading checks every file against the manifest before a tensor is used. No
-pickle is ever read.
+either whole or absent; what is not finite, or does not fit on the disk, is not written at all.
+Reading checks every file against the manifest before a tensor is used. No pickle is ever read.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -14,14 +15,20 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sfumato import streaming
 from sfumato.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from torch import Tensor, nn
 
-MANIFEST = "manifest.json"
+MANIFEST, SEAL = "manifest.json", "sha256"
+TRAINING = "training"
+"""The name among the slots of what only a resumed stage needs."""
+MARGIN = 1 << 16
+"""Bytes beside tensors and files: headers, the manifest, folders."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write(
@@ -39,28 +46,65 @@ def write(
         facts: what else the manifest says.
 
     Raises:
-        CheckpointError: it cannot be written; nothing is left behind.
+        CheckpointError: it cannot be written, or a value is not finite; nothing is left behind.
     """
+    names = [f"{slot}.safetensors" for slot in modules]
+    if clash := files.keys() & set(names):
+        raise CheckpointError(f"two files are named {', '.join(clash)}", place=str(path))
+    needed = MARGIN + sum(map(len, files.values())) + sum(map(streaming.size, modules.values()))
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
-        names = [f"{slot}.safetensors" for slot in modules]
-        if clash := files.keys() & set(names):
-            raise CheckpointError(f"two files are named {', '.join(clash)}", place=str(path))
-        for name, state in zip(names, modules.values(), strict=True):
-            _write_weights(temporary / name, state)
+        _check_room(temporary, needed)
+        hashes = {
+            name: streaming.write(temporary / name, state)
+            for name, state in zip(names, modules.values(), strict=True)
+        }
         for name, content in files.items():
             _write_synced(temporary / name, content)
-        hashes = {name: _hash(temporary / name) for name in (*names, *files)}
-        manifest = json.dumps({**facts, "files": hashes}, indent=1)
-        _write_synced(temporary / MANIFEST, manifest.encode())
+            hashes[name] = hashlib.sha256(content).hexdigest()
+        _write_synced(temporary / MANIFEST, sealed({**facts, "files": hashes}))
         _sync(temporary)
         temporary.rename(path)
         _sync(path.parent)
     except OSError as error:
-        raise CheckpointError(f"cannot be written: {error.strerror}", place=str(path)) from error
+        problem, remedy = f"cannot be written: {error.strerror}", ""
+        if error.errno in FULL:
+            problem += f" ({needed:,} bytes are needed)"
+            remedy = "make room; the checkpoint before it is whole"
+        raise CheckpointError(problem, place=str(path), remedy=remedy) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sealed(manifest: Mapping[str, Any]) -> bytes:
+    """A manifest as its file has it, with its own SHA-256."""
+    return json.dumps({**manifest, SEAL: _seal(manifest)}, indent=1).encode()
+
+
+def verify(path: Path) -> None:
+    """Reads every file back, from the disk where the system lets us, and compares it.
+
+    Raises:
+        CheckpointError: a file is missing, or differs from its hash.
+    """
+    for name, wanted in _manifest(path)[0].items():
+        _checked(path, name, wanted, from_disk=True)
+
+
+def remove(path: Path) -> None:
+    """Removes a checkpoint; nobody sees one that is half there."""
+    leaving = path.with_name(f".{path.name}.{os.getpid()}")
+    path.rename(leaving)
+    shutil.rmtree(leaving)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what processes that were killed while they wrote or removed have left in a folder of
+    checkpoints.
+    """
+    for unfinished in folder.glob(".*.*"):
+        shutil.rmtree(unfinished)
 
 
 def facts(path: Path) -> dict[str, Any]:
@@ -81,8 +125,10 @@ def hashes(path: Path) -> dict[str, str]:
     return _manifest(path)[0]
 
 
-def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, bytes]]:
-    """State by slot, and further files by name.
+def read(
+    path: Path, without: Collection[str] = ()
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, bytes]]:
+    """State by slot, but for the slots that are not wanted, and further files by name.
 
     Raises:
         CheckpointError: a file is missing, differs from its hash, or is not what its name says.
@@ -94,10 +140,13 @@ def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, bytes]]:
     modules: dict[str, dict[str, Tensor]] = {}
     files: dict[str, bytes] = {}
     for name, wanted in hashes.items():
+        slot = name.removesuffix(".safetensors")
+        if slot in without:
+            continue
         checked = _checked(path, name, wanted)
-        if name.endswith(".safetensors"):
+        if slot != name:
             try:
-                modules[name.removesuffix(".safetensors")] = load_file(checked)
+                modules[slot] = load_file(checked)
             except SafetensorError as error:
                 raise CheckpointError(
                     f"is not safetensors: {error}", place=str(path / name)
@@ -138,8 +187,10 @@ def check_fit(module: nn.Module, state: Mapping[str, Tensor], place: str) -> Non
 
 def check_finite(state: Mapping[str, Tensor], place: str, remedy: str = "") -> None:
     """Raises CheckpointError where a value is not a finite number."""
+    from sfumato import streaming
+
     for name, tensor in state.items():
-        if not bool(tensor.isfinite().all()):
+        if not streaming.finite(tensor):
             raise CheckpointError(f"{name} is not finite", place=place, remedy=remedy)
 
 
@@ -147,27 +198,37 @@ def _manifest(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     """The hash of each file, and the facts."""
     try:
         manifest = dict(json.loads((path / MANIFEST).read_bytes()))
-        return dict(manifest.pop("files")), manifest
+        seal, whole = manifest.pop(SEAL), _seal(manifest)
+        hashes = dict(manifest.pop("files"))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = "is not a checkpoint: its manifest.json is missing or unreadable"
+        problem = f"is not a checkpoint: its {MANIFEST} is missing or unreadable"
         raise CheckpointError(problem, place=str(path)) from error
+    if seal != whole:
+        raise CheckpointError(
+            "differs from its own hash: it is damaged", place=f"{path / MANIFEST}"
+        )
+    return hashes, manifest
 
 
-def _write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """As `_write_synced`; what is large is never held twice."""
-    from safetensors.torch import save_file
-
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    path.touch()
-    mode = path.stat().st_mode  # by the umask; safetensors leaves a file that only its owner reads
-    save_file(tensors, path)
-    path.chmod(mode)
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+def _seal(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _hash(path: Path) -> str:
+def _check_room(folder: Path, needed: int) -> None:
+    """Raises CheckpointError where the disk of a folder has fewer bytes than are needed."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise CheckpointError(
+            f"needs {needed:,} bytes, and the disk has {free:,} left",
+            place=str(folder.parent),
+            remedy="make room; the checkpoint before it is whole",
+        )
+
+
+def _hash(path: Path, from_disk: bool) -> str:
     with path.open("rb") as file:
+        if from_disk and hasattr(os, "posix_fadvise"):  # forget what is kept in memory
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -187,13 +248,13 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def _checked(folder: Path, name: str, wanted: str) -> Path:
+def _checked(folder: Path, name: str, wanted: str, from_disk: bool = False) -> Path:
     """A file of a checkpoint, which is what the manifest says."""
     path = folder / name
     if Path(name).name != name or path.is_symlink():
         raise CheckpointError("the manifest names a path outside the checkpoint", place=str(path))
     try:
-        found = _hash(path)
+        found = _hash(path, from_disk)
     except OSError as error:
         raise CheckpointError(f"cannot be read: {error.strerror}", place=str(path)) from error
     if found != wanted:

@@ -100,9 +100,10 @@ class Trained:
     """What a checkpoint says of itself: where it stands, and what its weights go with."""
 
     step: int = required("of the run", ge(0))
-    stage: str = required("that had just ended")
-    slots: tuple[str, ...] = required("whose weights a stage has trained")
+    stage: str = required("that was under way, or had just ended")
+    slots: tuple[str, ...] = required("whose weights a stage has moved")
     text_dropout: float | None = required("share of texts trained without; null: nobody knows")
+    unfinished: bool = option(False, "whether that stage was still under way")
     noise_schedule: NoiseSchedule = required("that the denoiser was trained with")
     text_encoder: TextEncoder = required("whose weights these are")
     denoiser: Denoiser = required("whose weights these are")
@@ -127,6 +128,22 @@ class Stage:
     activation_checkpointing: bool = option(
         False, "compute the inside of blocks again in the backward pass: less memory, more time"
     )
+    nonfinite: Literal["stop", "skip", "rollback"] = option(
+        "stop",
+        "where loss or gradient is not finite: end the run, leave the step out, or go back to the "
+        "weights of the last checkpoint and leave out all steps since",
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Checkpoints:
+    """Which checkpoints are kept, beside those of the ends of stages, which all are."""
+
+    every: int | None = option(
+        1000, "steps of the run; null: at ends of stages only", optional(ge(1))
+    )
+    keep_last: int = option(2, "the newest", ge(1))
+    keep_every: int | None = option(None, "those of multiples of it", optional(ge(1)))
 
 
 @attrs.frozen(kw_only=True)
@@ -151,3 +168,5 @@ class Experiment(PipelineSettings):
     stages: dict[str, Stage] = option(attrs.Factory(dict), "in the order of training")
     evaluation: Evaluation = option(attrs.Factory(Evaluation), "after the last stage")
     trackers: tuple[Tracker, ...] = option((), "where numbers go while it runs")
+    checkpoints: Checkpoints = option(attrs.Factory(Checkpoints), "which of them are kept")
+    workers: int = option(0, "processes that prepare examples; changes no number", ge(0))

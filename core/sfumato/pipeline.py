@@ -22,7 +22,7 @@ from sfumato.watchers import Watchers
 from sfumato.weak import Weak
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from sfumato.experiment import PipelineSettings
@@ -46,6 +46,7 @@ class Pipeline:
         text_dropout: the share of texts that the denoiser is trained without; None where unknown.
         schedule: the noise schedule that the denoiser is trained with.
         weak: the weaker model that guidance may ask, or None.
+        between_steps: called after each step of sampling; what it raises ends the walk.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Pipeline:
         """
         self.settings = settings
         self.watchers = watchers or Watchers()
+        self.between_steps: Callable[[], None] = lambda: None
         self.trained: frozenset[str] | None = None
         self.text_dropout: float | None = None
         self.schedule = schedule or settings.noise_schedule
@@ -153,7 +155,7 @@ class Pipeline:
             CheckpointError: the weights cannot be used.
         """
         path, trained = stored.path, stored.trained
-        states, files = checkpoint.read(path)
+        states, files = checkpoint.read(path, without={checkpoint.TRAINING})
         schedule = schedule or trained.noise_schedule
         with Undrawn():
             pipeline = cls(settings, files, seed, watchers, schedule, weak)

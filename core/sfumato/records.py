@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import attrs
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
     from torch import Tensor
 
@@ -114,6 +115,15 @@ class Batch:
     rows: Tensor
     total: int
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return attrs.evolve(
+            self,
+            images=self.images.to(device),
+            examples=self.examples.to(device),
+            rows=self.rows.to(device),
+        )
+
 
 @attrs.frozen(eq=False, kw_only=True)
 class Noised:
@@ -130,11 +140,12 @@ class Noised:
 @attrs.frozen(eq=False, kw_only=True)
 class Losses:
     """What an objective returns: `values` (B,) to be minimised in the mean, `numbers` (B,) each, to
-    be logged in the mean.
+    be logged in the mean, and the times `t` (B,), where it draws some, for messages.
     """
 
     values: Tensor
     numbers: Mapping[str, Tensor] = attrs.field(factory=dict)
+    t: Tensor | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -250,7 +261,8 @@ class TrainStart:
 @attrs.frozen(kw_only=True)
 class TrainStep:
     """One optimiser step. `step` counts across stages from 1, `stage_step` within the stage;
-    `numbers` are the objective's.
+    `numbers` are the objective's. A step that is `skipped` moved no weight: its loss or gradient
+    was not finite.
     """
 
     stage: str
@@ -262,6 +274,7 @@ class TrainStep:
     gradient_norm: float
     seconds: float
     numbers: Mapping[str, float] = attrs.field(factory=dict)
+    skipped: bool = False
 
 
 @attrs.frozen(kw_only=True)

@@ -16,19 +16,23 @@ import json
 import os
 import platform
 import subprocess
+from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import yaml
 
-from sfumato import checkpoint, document, lock, settings
+from sfumato import checkpoint, claim, document, lock, settings
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.experiment import Trained
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
     from sfumato.document import Node
-    from sfumato.experiment import Experiment
+    from sfumato.experiment import Checkpoints, Experiment
     from sfumato.plugins import Catalogue
 
 RECORD, SETTINGS, METRICS, CHECKPOINTS = "run.json", "settings.yaml", "metrics.jsonl", "checkpoints"
@@ -43,23 +47,16 @@ class Run:
 
     @classmethod
     def create(cls, path: Path, experiment: Experiment, catalogue: Catalogue) -> Run:
-        """Makes a new run folder with its settings, its lock and its record.
+        """Begins a run in a folder that is ours, with its settings, its lock and its record.
 
         Raises:
-            ConfigError: there is something at `path` already, or it cannot be written.
+            ConfigError: it cannot be written.
         """
+        run = cls(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise ConfigError(
-                    "is not empty", place=str(path), remedy="choose another --out, or remove it"
-                )
-            plain = settings.plain(experiment, catalogue)
-            text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-            (path / SETTINGS).write_text(text, encoding="utf-8")
+            run.write_settings(experiment, catalogue)
             lock.write(path / lock.FILE, catalogue)
-            run = cls(path)
-            run.update(
+            run._update(
                 name=experiment.name,
                 status="running",
                 origin="trained",
@@ -69,12 +66,18 @@ class Run:
                 world_size=1,
                 parameters={},
                 results={},
+                skipped={},
                 versions=versions(),
                 commit=_commit(),
             )
         except OSError as error:
             raise ConfigError(f"cannot be written: {error.strerror}", place=str(path)) from error
         return run
+
+    @classmethod
+    def begun(cls, path: Path) -> bool:
+        """Whether there is a run to go on with: `create` writes the record last."""
+        return (path / RECORD).is_file()
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -98,16 +101,65 @@ class Run:
         return dict(record)
 
     def update(self, **facts: Any) -> None:
-        """Changes facts of `run.json`, atomically."""
-        temporary = self.path / f".{RECORD}"
+        """Changes facts of `run.json`, atomically.
+
+        Raises:
+            CheckpointError: it cannot be read, or written.
+        """
+        with _writing(self.path / RECORD):
+            self._update(**facts)
+
+    def _update(self, **facts: Any) -> None:
         text = json.dumps({**self.record(), **facts, "updated": _now()}, indent=1)
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, self.path / RECORD)
+        _replace(self.path / RECORD, text + "\n")
 
     def log(self, numbers: dict[str, Any]) -> None:
-        """Appends one line to `metrics.jsonl`."""
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+        """Appends one line to `metrics.jsonl`.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        path = self.path / METRICS
+        with _writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(numbers) + "\n")
+
+    def sync(self) -> None:
+        """Makes `metrics.jsonl` durable, as a checkpoint is that stands at its last line."""
+        with (self.path / METRICS).open("rb") as file:
+            os.fsync(file.fileno())
+
+    def go_on(self, step: int, experiment: Experiment, catalogue: Catalogue) -> None:
+        """The run goes on from a checkpoint of this step, 0 without one: what was said of later
+        steps is taken back.
+        """
+        lines = [line for line in self.logged() if line["step"] <= step]
+        _replace(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
+        self.write_settings(experiment, catalogue)
+        resumed = {"step": step, "at": _now()}
+        self.update(
+            status="running",
+            error=None,
+            results={},
+            skipped=dict(Counter(line["stage"] for line in lines if line.get("skipped"))),
+            resumed=[*self.record().get("resumed", []), resumed],
+        )
+
+    def logged(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`, up to one that a kill left unfinished."""
+        lines: list[dict[str, Any]] = []
+        if (self.path / METRICS).exists():
+            for line in (self.path / METRICS).read_text(encoding="utf-8").splitlines():
+                try:
+                    lines.append(json.loads(line))
+                except ValueError:
+                    break
+        return lines
+
+    def write_settings(self, experiment: Experiment, catalogue: Catalogue) -> None:
+        """Writes `settings.yaml`, atomically."""
+        plain = settings.plain(experiment, catalogue)
+        text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+        _replace(self.path / SETTINGS, text)
 
     def settings(self) -> Node:
         """The resolved settings, as a tree."""
@@ -135,6 +187,45 @@ class Run:
         """The steps at which there is a checkpoint, rising."""
         folders = (self.path / CHECKPOINTS).glob("step-*")
         return sorted(int(folder.name.removeprefix("step-")) for folder in folders)
+
+    def retire(self, kept: Checkpoints, ends: Collection[int]) -> None:
+        """Removes the checkpoints that are not to be kept, after the newest was read back.
+
+        Those at `ends` of stages stay, and the newest that was due, to which a stage may roll back.
+
+        Raises:
+            CheckpointError: the newest is not what was written; nothing is removed.
+        """
+        steps = self.checkpoint_steps()
+        stay = {*steps[-kept.keep_last :], *ends}
+        stay |= {step for step in steps if kept.keep_every and step % kept.keep_every == 0}
+        stay |= set([step for step in steps if kept.every and step % kept.every == 0][-1:])
+        gone = [self.checkpoint(step) for step in steps if step not in stay]
+        if gone:
+            checkpoint.verify(self.checkpoint(steps[-1]))
+        for path in gone:
+            checkpoint.remove(path)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[None]:
+    """Inside, an empty folder, made where there is none, is this process's alone.
+
+    Raises:
+        ConfigError: it is not empty, another process has it, or it cannot be written.
+    """
+    if not (path / claim.FILE).exists():
+        _check_empty(path)
+    with claim.claimed(path):
+        _check_empty(path)
+        yield
+
+
+def _check_empty(path: Path) -> None:
+    ours = {claim.FILE, lock.FILE, SETTINGS}  # all that a run has before it has begun
+    if path.is_dir() and not {one.name for one in path.iterdir()} <= ours:
+        remedy = "choose another --out, remove it, or continue a run with --resume"
+        raise ConfigError("is not empty", place=str(path), remedy=remedy)
 
 
 def trained(path: Path, catalogue: Catalogue) -> Trained:
@@ -215,6 +306,27 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in names},
     }
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        problem = f"cannot be written: {error.strerror}"
+        raise CheckpointError(
+            problem, place=str(path), remedy="make room; continue with --resume"
+        ) from error
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _now() -> str:

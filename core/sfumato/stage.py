@@ -26,18 +26,23 @@ if TYPE_CHECKING:
     from sfumato.engine import Single
     from sfumato.experiment import Stage
     from sfumato.modules import ObjectiveModule, TrainableModule
-    from sfumato.records import Batch
+    from sfumato.records import Batch, Losses
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+MOST_SKIPPED = 20
+"""Steps in a row; where more are not finite, the run is lost."""
 
 
 @attrs.frozen(kw_only=True)
 class Outcome:
-    """What one optimiser step found; `numbers` are the objective's, in the mean."""
+    """What one optimiser step found; `numbers` are the objective's, in the mean. Where it was
+    `skipped`, no weight moved.
+    """
 
     loss: float
     gradient_norm: float
     numbers: Mapping[str, float]
+    skipped: bool
 
 
 class StageRun:
@@ -46,7 +51,9 @@ class StageRun:
     Attributes:
         name: of the stage.
         settings: its loop.
-        step: how many optimiser steps are done.
+        step: how many optimiser steps are done, the skipped ones too.
+        updates: how many of them moved weights.
+        skipped: how many were skipped since the last that did.
         module: what is trained, the whole slot.
         parameters: those of it that move, by name.
     """
@@ -61,7 +68,8 @@ class StageRun:
         seed: int,
     ) -> None:
         """Puts `module` in train mode; `objective` is what it is trained with."""
-        self.name, self.settings, self.seed, self.step = name, settings, seed, 0
+        self.name, self.settings, self.seed = name, settings, seed
+        self.step = self.updates = self.skipped = 0
         self.module, self.objective, self.engine = module, objective, engine
         module.train()
         moved = {id(parameter) for parameter in module.trainable()}
@@ -87,34 +95,56 @@ class StageRun:
         moves.
 
         Raises:
-            SfumatoError: one of them is not finite.
+            SfumatoError: one of them is not finite, and the stage does not skip such steps, or has
+                skipped too many.
         """
         rate = learning_rate(self.settings, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        losses, loss = self._losses(batch)
+        self.engine.backward(loss)
+        norm = self.engine.clip(list(self.parameters.values()), self.settings.gradient_clip)
+        value, gradient_norm = loss.item(), norm.item()
+        finite = math.isfinite(value) and math.isfinite(gradient_norm)
+        if finite:
+            self._move()
+        else:
+            said = f"loss {value:g} with gradient norm {gradient_norm:g} at learning rate {rate:g}"
+            self._skip(f"{said}; {_suspects(batch, losses)}")
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        means = {key: number.float().mean().item() for key, number in losses.numbers.items()}
+        return Outcome(loss=value, gradient_norm=gradient_norm, numbers=means, skipped=not finite)
+
+    def _losses(self, batch: Batch) -> tuple[Losses, Tensor]:
+        """Those of each example, and their mean."""
         draw = Draw(seed=self.seed, stream=self.name, examples=batch.rows, index=self.step)
         with self.engine.seeded(randomness.key(self.seed, f"{self.name}/{self.step}")[0]):
             with self.engine.autocast(self.settings.precision):
                 losses = self.objective(batch, draw)
-            loss = losses.values.float().mean()
-            self.engine.backward(loss)
-        norm = self.engine.clip(list(self.parameters.values()), self.settings.gradient_clip)
-        value, gradient_norm = loss.item(), norm.item()
-        if not (math.isfinite(value) and math.isfinite(gradient_norm)):
-            raise SfumatoError(
-                f"loss {value:g} with gradient norm {gradient_norm:g} at learning rate {rate:g}; "
-                f"examples {batch.examples.tolist()[:8]} ...",
-                place=f"stage {self.name}, step {self.step + 1}",
-                remedy="no weight was moved; lower the learning rate, or look at these examples",
-            )
+            return losses, losses.values.float().mean()
+
+    def _move(self) -> None:
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         self.objective.after_step()
         if self.averaged is not None:
             self.averaged.update_parameters(self.module)
-        self.step += 1
-        means = {key: number.float().mean().item() for key, number in losses.numbers.items()}
-        return Outcome(loss=value, gradient_norm=gradient_norm, numbers=means)
+        self.updates, self.skipped = self.updates + 1, 0
+
+    def _skip(self, said: str) -> None:
+        """Counts a step that moves nothing.
+
+        Raises:
+            SfumatoError: no more is to be skipped.
+        """
+        self.skipped += 1
+        if self.settings.nonfinite == "stop" or self.skipped > MOST_SKIPPED:
+            tried = f" (as in {MOST_SKIPPED} steps before)" if self.skipped > MOST_SKIPPED else ""
+            raise SfumatoError(
+                said + tried,
+                place=f"stage {self.name}, step {self.step + 1}",
+                remedy="no weight was moved; lower the learning rate, or look at these examples",
+            )
 
     def weights(self) -> Mapping[str, Tensor]:
         """The state of the slot that is worth sampling from: averaged where there is an average."""
@@ -127,13 +157,16 @@ class StageRun:
         self.module.eval().requires_grad_(False)
 
     def state(self) -> dict[str, Tensor]:
-        """What `weights` does not tell: the weights that move, and the optimiser's moments."""
-        found: dict[str, Tensor] = {
-            f"weights.{name}": value for name, value in self.parameters.items()
-        }
+        """What `weights` does not tell: the weights that move, where those are averages, the
+        optimiser's moments, and two counts.
+        """
+        found: dict[str, Tensor] = {"counts": torch.tensor([self.updates, self.skipped])}
         for name, parameter in self.parameters.items():
-            for moment in MOMENTS:
-                found[f"{moment}.{name}"] = self.optimizer.state[parameter][moment]
+            if self.averaged is not None:
+                found[f"weights.{name}"] = parameter
+            if self.updates:
+                for moment in MOMENTS:
+                    found[f"{moment}.{name}"] = self.optimizer.state[parameter][moment]
         return found
 
     def restore(
@@ -145,16 +178,43 @@ class StageRun:
             KeyError: they are those of another stage.
         """
         self.step = step
+        self.updates, self.skipped = state["counts"].tolist()
+        self.module.load_state_dict(dict(weights))
         if self.averaged is not None:
             self.averaged.module.load_state_dict(dict(weights))
-            self.averaged.n_averaged.fill_(step)
+            self.averaged.n_averaged.fill_(self.updates)
+        self.optimizer.state.clear()
         for name, parameter in self.parameters.items():
-            with torch.no_grad():
-                parameter.copy_(state[f"weights.{name}"])
-            self.optimizer.state[parameter] = {
-                "step": torch.tensor(float(step), device=parameter.device),
-                **{moment: state[f"{moment}.{name}"].to(parameter) for moment in MOMENTS},
-            }
+            if self.averaged is not None:
+                with torch.no_grad():
+                    parameter.copy_(state[f"weights.{name}"])
+            if self.updates:
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(float(self.updates), device=parameter.device),
+                    **{
+                        moment: torch.empty_like(parameter).copy_(state[f"{moment}.{name}"])
+                        for moment in MOMENTS
+                    },
+                }
+
+    def roll_back(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+        """Takes weights and moments of an earlier step, and leaves the number of the step: the
+        batches since then are passed over.
+        """
+        step, skipped = self.step, self.skipped
+        self.restore(step, weights, state)
+        self.skipped = skipped
+
+
+def _suspects(batch: Batch, losses: Losses) -> str:
+    """The examples whose own loss is not finite, else all, the first eight; with their times."""
+    wrong = ~losses.values.detach().isfinite()
+    rows = (wrong if bool(wrong.any()) else torch.ones_like(wrong)).nonzero().flatten()
+    more = " ..." if len(rows) > 8 else ""
+    text = f"examples {batch.examples[rows[:8]].tolist()}{more}"
+    if losses.t is None:
+        return text
+    return f"{text} at t [{', '.join(f'{t:.4g}' for t in losses.t[rows[:8]].tolist())}]{more}"
 
 
 def learning_rate(stage: Stage, step: int) -> float:

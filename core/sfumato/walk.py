@@ -84,6 +84,7 @@ class Walk:
         for step in reverse(sampler, denoise, schedule, x, times, lambda: draw(next(calls))):
             guided.index = step.index + 1
             pipeline.watchers.notify("sfumato_on_sample_step", step=step)
+            pipeline.between_steps()
             yield step
 
     @torch.no_grad()

@@ -71,8 +71,9 @@ class Weak:
         checkpoint, bit by bit.
         """
         mine, theirs = checkpoint.hashes(self.path), checkpoint.hashes(own)
-        for name in sorted(mine.keys() | theirs.keys()):
-            if name != "denoiser.safetensors" and mine.get(name) != theirs.get(name):
+        own_alone = {f"{slot}.safetensors" for slot in ("denoiser", checkpoint.TRAINING)}
+        for name in sorted((mine.keys() | theirs.keys()) - own_alone):
+            if mine.get(name) != theirs.get(name):
                 raise ConfigError(
                     f"{name} of {self.path} is not that of {own}",
                     place=PLACE,
@@ -88,7 +89,7 @@ class Weak:
             CheckpointError: the weights cannot be used.
         """
         module = self.trained.denoiser.build(space)
-        states, _ = checkpoint.read(self.path)
+        states, _ = checkpoint.read(self.path, without={checkpoint.TRAINING})
         if "denoiser" not in states:
             raise CheckpointError("has no weights for the denoiser", place=str(self.path))
         file = str(self.path / "denoiser.safetensors")

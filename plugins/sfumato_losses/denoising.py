@@ -45,7 +45,7 @@ class DenoisingModule(ObjectiveModule):
         values = settings.loss(output, wanted, state)
         if settings.loss_weight is not None:
             values = values * settings.loss_weight(state, prediction).to(values)
-        return Losses(values=values, numbers={"text_dropout": dropped.float()})
+        return Losses(values=values, numbers={"text_dropout": dropped.float()}, t=t)
 
     def _noise(self, draw: Draw, x0: Tensor) -> tuple[Tensor, Tensor]:
         """What the target knows, and what x_t is made with, like x0 each."""

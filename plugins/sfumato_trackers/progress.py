@@ -47,8 +47,9 @@ class ProgressBar:
     @hookimpl
     def sfumato_on_train_step(self, step: TrainStep) -> None:
         """Moves the bar, or says a line when the last one is some seconds old."""
-        self._loss = step.loss if self._loss is None else 0.98 * self._loss + 0.02 * step.loss
-        shown = f"loss {self._loss:.4f}"
+        if not step.skipped:
+            self._loss = step.loss if self._loss is None else 0.98 * self._loss + 0.02 * step.loss
+        shown = "no loss yet" if self._loss is None else f"loss {self._loss:.4f}"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=step.stage_step, loss=shown)
         elif time.monotonic() - self._said >= EVERY_SECONDS or step.stage_step == step.stage_steps:

@@ -22,6 +22,10 @@ def command(
         Path | None,
         typer.Option(help="The run folder; by default runs/NAME, or the next that is free."),
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the run in --out, or begin it where none is."),
+    ] = False,
     device: Annotated[str | None, typer.Option(help="As torch names it.")] = None,
     locked: Annotated[
         bool, typer.Option("--locked", help="Refuse plugins other than those of ./plugins.lock.")
@@ -35,12 +39,22 @@ def command(
         lock.check(Path(lock.FILE), catalogue)
     settings = context.obj.registry().experiment(experiment, overrides or [])
     began = time.monotonic()
+    from sfumato.interruption import Interruption, Preempted
     from sfumato.runs import Run, free_path
     from sfumato.training import train
 
-    out = out or free_path(Path("runs") / settings.name)
-    for _ in train(settings, out, device=device, catalogue=catalogue):
-        pass
+    usual = Path("runs") / settings.name
+    out = out or (usual if resume else free_path(usual))
+    asked = Interruption()
+    try:
+        with asked.handlers():
+            for _ in train(
+                settings, out, device=device, catalogue=catalogue, resume=resume, interruption=asked
+            ):
+                pass
+    except Preempted as end:
+        typer.echo(str(end), err=True)
+        raise typer.Exit(end.exit_code) from None
     typer.echo(summary(Run.open(out), time.monotonic() - began))
     files = "".join(f" --plugin {file}" for file in context.obj.files)
     typer.echo(f'Try: {sys.argv[0]}{files} sample {out} "A PROMPT"')

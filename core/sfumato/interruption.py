@@ -1,0 +1,89 @@
+"""Signals that ask a run to end: the first lets it end well, a second ends it at once.
+
+    SIGINT           from a keyboard                      exit code 130
+    SIGTERM, SIGUSR1 from a scheduler that wants the node exit code 143
+
+A handler only writes down that it was asked; the run looks between steps. So no step, save or
+picture is ever cut in the middle, and nothing else in the process has to know about signals.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Preempted(KeyboardInterrupt):
+    """A run was asked to end and has ended well; the text says where.
+
+    It is no `Exception`: whoever survives those of plugins and components must not survive it.
+    """
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        """`exit_code` is that of the process."""
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
+class Interruption:
+    """Whether the run has been asked to end.
+
+    Attributes:
+        signal: the one that asked, or None.
+    """
+
+    def __init__(self) -> None:
+        """Nobody has asked."""
+        self.signal: signal.Signals | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether anybody has."""
+        return self.signal is not None
+
+    def ask(self, number: int, frame: FrameType | None = None) -> None:
+        """What a handler calls; the second time it ends the process."""
+        asked = signal.Signals(number)
+        if self.signal is not None:
+            os._exit(_exit_code(asked))  # checkpoints are whole or absent at any moment
+        self.signal = asked
+
+    def check(self, place: str) -> None:
+        """Ends the run here if it was asked to.
+
+        Raises:
+            Preempted: it was.
+        """
+        if self.signal is not None:
+            text = f"{place}: ended by {self.signal.name}; continue with --resume"
+            raise Preempted(text, _exit_code(self.signal))
+
+    @contextmanager
+    def handlers(self) -> Iterator[None]:
+        """Inside, signals come here; the handlers before are put back afterwards. Only the main
+        thread of a process can do so.
+        """
+        before = {number: signal.signal(number, self.ask) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def ignored() -> None:
+    """For a worker process: its parent ends it, even where the signal goes to the whole group."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _exit_code(asked: signal.Signals) -> int:
+    return 130 if asked is signal.SIGINT else 143
