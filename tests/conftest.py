@@ -12,6 +12,7 @@ import torch
 
 from relative_error import relative
 from sfumato import plugins
+from sfumato.cli import main
 from sfumato.registry import Registry
 from small import SMALL
 
@@ -87,20 +88,56 @@ def sfumato(tmp_path):
     return run
 
 
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Runs a command in this process, in an empty folder: (code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return end.value.code or 0, captured.out, captured.err
+
+    return run
+
+
 ERRORS = pytest.StashKey[dict]()
+FAULTS = pytest.StashKey[dict]()
 
 
 def pytest_addoption(parser):
     parser.addoption("--parity", metavar="FILE", help="write what `parity` was told, as JSON")
+    parser.addoption("--faults", metavar="FILE", help="write how tests of faults ended, as JSON")
 
 
 def pytest_configure(config):
     config.stash[ERRORS] = {}
+    config.stash[FAULTS] = {}
+    config.addinivalue_line(
+        "markers",
+        "fault(row): proves a row of docs/reliability.md, which benchmarks/reliability.py makes",
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    for mark in item.iter_markers("fault"):
+        test = item.nodeid.partition("[")[0]
+        ended = item.config.stash[FAULTS].setdefault((mark.args[0], test), {})
+        worst = ("passed", "skipped", "failed")
+        ended[item.nodeid] = max(report.outcome, ended.get(item.nodeid, "passed"), key=worst.index)
+    return report
 
 
 def pytest_sessionfinish(session):
     if file := session.config.getoption("--parity"):
         rows = [[*key, error] for key, error in sorted(session.config.stash[ERRORS].items())]
+        Path(file).write_text(json.dumps(rows))
+    if file := session.config.getoption("--faults"):
+        ended = session.config.stash[FAULTS]
+        rows = [[*key, list(cases.values())] for key, cases in sorted(ended.items())]
         Path(file).write_text(json.dumps(rows))
 
 

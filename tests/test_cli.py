@@ -30,20 +30,6 @@ def sfumato_components():
 '''
 
 
-@pytest.fixture
-def call(tmp_path, monkeypatch, capsys):
-    """Runs a command in this process, in an empty folder: (code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as end:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return end.value.code or 0, captured.out, captured.err
-
-    return run
-
-
 def test_plugins_lists_what_is_installed(call):
     code, out, _ = call("plugins", "--json")
     listed = json.loads(out)

@@ -74,6 +74,8 @@ class Batches(Dataset[Batch | Exception]):
             sampler=steps,
             num_workers=workers,
             worker_init_fn=_begin if workers else None,
+            # A split may come from a plugin's file, which no other start could import.
+            multiprocessing_context="fork" if workers else None,
             generator=torch.Generator(),  # torch's own would be moved on by a draw
         )
         for batch in loader:

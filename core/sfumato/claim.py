@@ -51,6 +51,7 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
     finally:
         _held.discard(handle)
+        fcntl.flock(handle, fcntl.LOCK_UN)  # also for a child that has just been forked
         os.close(handle)
 
 

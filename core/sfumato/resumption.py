@@ -59,10 +59,8 @@ def find(
     Damaged ones are set aside with a warning, and what killed writers left is removed.
 
     Raises:
-        ConfigError: the settings are not those of the run.
         CheckpointError: there are checkpoints, and none can be used.
     """
-    check_settings(run, experiment, catalogue)
     checkpoint.remove_unfinished(run.path / runs.CHECKPOINTS)
     steps = run.checkpoint_steps()
     for step in reversed(steps):

@@ -62,7 +62,7 @@ def train(
             what `plugins.lock` records, and its qualified names go into `settings.yaml`; by default
             loaded anew, without local files.
         resume: go on with the run in `out` (by default `runs/NAME`), from its newest checkpoint
-            that is whole; where there is no run yet, it begins.
+            that is whole. Where there is no run yet, it begins; one that is complete stays so.
         interruption: looked at between steps, also those of sampling; asked, it ends the run after
             one checkpoint.
 
