@@ -67,6 +67,7 @@ def curves(done):
     return re.findall(r"^noise_schedule  curve +(\S+)", done.stdout, re.MULTILINE)
 
 
+@pytest.mark.fault("broken plugins")
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_distribution_is_left_out_alone_and_named(sfumato, wheel, name):
     source, cause = BROKEN[name]
@@ -78,6 +79,7 @@ def test_a_broken_distribution_is_left_out_alone_and_named(sfumato, wheel, name)
     assert "noise_schedule  linear" in done.stdout
 
 
+@pytest.mark.fault("broken plugins")
 def test_entry_points_that_cannot_be_read_hide_no_others(sfumato, wheel):
     broken = wheel("no-equals")
     (entry_points,) = broken.glob("*.dist-info/entry_points.txt")
@@ -105,12 +107,14 @@ def test_asking_for_a_component_of_a_broken_distribution_says_why_it_is_missing(
     )
 
 
+@pytest.mark.fault("colliding plugins")
 def test_two_distributions_may_use_one_entry_point_name(sfumato, wheel):
     done = sfumato("plugins", env=environment(wheel("good-noise"), wheel("other-noise")))
     assert done.stderr == ""
     assert curves(done) == ["good-noise", "other-noise"]
 
 
+@pytest.mark.fault("colliding plugins")
 def test_two_distributions_with_one_module_are_both_named(sfumato, wheel):
     both = [wheel(name, module="shared") for name in ("first-noise", "second-noise")]
     done = sfumato("plugins", env=environment(*both))

@@ -12,6 +12,7 @@ def plain(text):
     return document.read(text, "file.yaml").plain()
 
 
+@pytest.mark.fault("numbers in YAML")
 @pytest.mark.parametrize(
     ("text", "value"),
     [
@@ -46,6 +47,7 @@ def test_every_value_knows_its_place():
     assert tree.value["a"].value["b"].value[1].place == "file.yaml:3: a.b.1"
 
 
+@pytest.mark.fault("mistakes in YAML")
 def test_every_repeated_key_is_reported_with_both_lines():
     with pytest.raises(ConfigError) as error:
         plain("a: 1\nb: {c: 1, c: 2}\na: 3\n")
@@ -60,6 +62,8 @@ BOMB = "a: &a [x, x]\n" + "".join(
 )
 
 
+@pytest.mark.fault("code in YAML")
+@pytest.mark.fault("hostile files")
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -88,6 +92,7 @@ def test_hostile_files_are_one_clean_error(text, message):
     assert time.monotonic() - began < 2  # a second, on a machine that does nothing else
 
 
+@pytest.mark.fault("hostile files")
 def test_files_that_cannot_be_read(tmp_path):
     path = tmp_path / "settings.yaml"
     with pytest.raises(ConfigError, match="settings.yaml: cannot be read: No such file"):

@@ -112,6 +112,7 @@ def test_hidden_names_are_ignored(tmp_path):
 # Conversions
 
 
+@pytest.mark.fault("bad pictures")
 @pytest.mark.parametrize(
     ("file", "mode", "color", "expected"),
     [
@@ -141,11 +142,13 @@ def test_webp(tmp_path):
     assert colors(train(tmp_path)) == [GREEN]
 
 
+@pytest.mark.fault("bad pictures")
 def test_a_palette_with_transparency_is_laid_on_white(tmp_path):
     paint(tmp_path / "x" / "a.png", 0, mode="P", transparency=0)
     assert colors(train(tmp_path)) == [WHITE]
 
 
+@pytest.mark.fault("bad pictures")
 def test_sixteen_bit_gray_and_sixteen_bit_rgb_agree(tmp_path):
     values = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     (tmp_path / "x").mkdir()
@@ -166,6 +169,7 @@ def png(header, data):
     )
 
 
+@pytest.mark.fault("bad pictures")
 def test_exif_rotation(tmp_path):
     image = Image.new("RGB", (8, 8), BLUE)
     image.paste(RED, (0, 0, 8, 4))
@@ -178,6 +182,7 @@ def test_exif_rotation(tmp_path):
     assert shown.getpixel((7, 0)) == shown.getpixel((7, 7)) == RED
 
 
+@pytest.mark.fault("bad pictures")
 @pytest.mark.parametrize("file", ["a.gif", "a.png", "a.webp"])
 def test_the_first_frame_of_an_animation(tmp_path, file):
     first, second = Image.new("RGB", (8, 8), RED), Image.new("RGB", (8, 8), BLUE)
@@ -503,6 +508,7 @@ def three(tmp_path):
     return tmp_path
 
 
+@pytest.mark.fault("bad pictures")
 @pytest.mark.parametrize(("spoil", "problem"), BAD_AT_SPLIT)
 def test_a_bad_example_stops_or_is_dropped(three, spoil, problem):
     spoil(three / "b.png")
@@ -522,6 +528,7 @@ def test_a_bad_example_of_the_other_split_does_not_count(tmp_path):
     assert [data.split(name).dropped for name in ("train", "test")] == [1, 0]
 
 
+@pytest.mark.fault("bad pictures")
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
@@ -581,6 +588,7 @@ def test_a_picture_that_cannot_be_decoded_stops_the_reader(three):
     assert error.endswith(REMEDY)
 
 
+@pytest.mark.fault("bad pictures")
 def test_a_picture_that_cannot_be_decoded_is_replaced_by_the_next(three):
     (three / "c.png").unlink()
     truncated_jpeg(three / "c.jpg")
@@ -595,6 +603,7 @@ def test_a_picture_that_cannot_be_decoded_is_replaced_by_the_next(three):
         split.example(3)
 
 
+@pytest.mark.fault("bad pictures")
 def test_all_pictures_bad(tmp_path):
     (tmp_path / "x").mkdir()
     for name in ("a.png", "b.png"):

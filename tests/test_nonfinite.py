@@ -151,7 +151,7 @@ def test_nothing_that_is_not_finite_reaches_a_checkpoint(tmp_path, value):
     with pytest.raises(CheckpointError) as error:
         checkpoint.write(tmp_path / "step-1", state, {}, {})
     assert str(error.value).endswith(
-        "net.safetensors: bias: is not finite; no checkpoint is made of it; the one before is whole"
+        "net.safetensors: bias is not finite; no checkpoint is made of it; the one before is whole"
     )
     assert list(tmp_path.iterdir()) == []
     state["net"]["bias"] = torch.full((3,), 3e38)  # finite, though their sum is not

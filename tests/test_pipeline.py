@@ -63,6 +63,7 @@ def test_pictures_are_in_range_and_depend_on_the_seed(pipeline):
     assert not torch.equal(images, pipeline.sample(PROMPTS, seed=2))
 
 
+@pytest.mark.fault("one seed")
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_a_picture_does_not_depend_on_its_neighbours(small_run, sampler):
     pipeline = load(small_run, f"sampler={{use: {sampler}, clip_x0: 1.0}}")
@@ -137,6 +138,7 @@ def test_the_customary_negative_prompt_is_one_of_ours(pipeline):
     assert torch.allclose(customary, plain, atol=1e-4)
 
 
+@pytest.mark.fault("samples")
 def test_what_cannot_be_meant_is_refused(pipeline, small_run):
     assert (
         message(pipeline.sample, "a red circle") == "expected a list of prompts, got 'a red circle'"
@@ -257,6 +259,7 @@ def test_a_manifest_without_its_facts_is_refused(small_run, tmp_path):
     ]
 
 
+@pytest.mark.fault("samples")
 @pytest.mark.parametrize(
     ("asked", "text"),
     [
@@ -280,6 +283,7 @@ def test_numbers_of_other_libraries_are_numbers(pipeline):
     assert torch.equal(pipeline.sample(["a"], steps=np.int64(2), seed=np.int64(3)), ours)
 
 
+@pytest.mark.fault("samples")
 def test_saturated_pictures_are_flagged(pipeline):
     guidance = sfumato.create("guidance", "cfg", scale=30.0)
     flag = "^2 of 2 pictures are saturated: over 90% of their values"
@@ -346,6 +350,7 @@ class Perturbing(Exploding):
         return [sfumato.Branch(variant="skip")]
 
 
+@pytest.mark.fault("broken components")
 @pytest.mark.parametrize(
     ("change", "text"),
     [
@@ -363,6 +368,7 @@ def test_components_are_held_to_their_contracts(small_run, change, text):
     assert message(pipeline.sample, PROMPTS, steps=2, kind=(PluginError, ConfigError)) == text
 
 
+@pytest.mark.fault("broken components")
 def test_a_denoiser_of_the_wrong_shape_is_named(small_run, monkeypatch):
     pipeline = Pipeline.load(small_run)
     monkeypatch.setattr(type(pipeline.denoiser), "forward", lambda self, x, *rest: x[:, :2])

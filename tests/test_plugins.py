@@ -57,6 +57,7 @@ def test_everything_that_ships_is_whole(catalogue):
     assert {"linear", "scaled_linear", "cosine"} <= set(catalogue.names("noise_schedule"))
 
 
+@pytest.mark.fault("broken plugins")
 @pytest.mark.parametrize(
     ("source", "cause"),
     [
@@ -109,6 +110,7 @@ def test_a_broken_plugin_is_left_out_alone_and_named(install, source, cause):
     assert broken.cause.startswith(f"bad: {cause}")
 
 
+@pytest.mark.fault("broken plugins")
 def test_asking_for_what_a_broken_plugin_may_offer_says_so(install):
     catalogue = plugins.load(entry_points=install(good=GOOD, bad="import nowhere"))
     with pytest.raises(ConfigError) as error:
@@ -119,6 +121,7 @@ def test_asking_for_what_a_broken_plugin_may_offer_says_so(install):
     )
 
 
+@pytest.mark.fault("colliding plugins")
 def test_two_offers_of_one_name_are_an_error_that_names_the_way_out(tmp_path):
     for name in ("one.py", "two.py"):
         (tmp_path / name).write_text(GOOD)
@@ -156,6 +159,7 @@ def test_two_files_of_one_name_are_refused(tmp_path):
     assert str(error.value) == f"{files[1]}: another plugin file has this name; rename one of them"
 
 
+@pytest.mark.fault("colliding plugins")
 @pytest.mark.parametrize(
     ("api", "problem"),
     [

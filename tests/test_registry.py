@@ -142,6 +142,7 @@ def test_wrong_overrides(registry, override, text):
     assert message(registry.experiment, "small", [override]) == text
 
 
+@pytest.mark.fault("mistakes in YAML")
 def test_every_error_of_a_file_is_reported_once_with_its_line(tmp_path, catalogue):
     text = message(
         load, tmp_path, catalogue,
@@ -156,6 +157,7 @@ def test_every_error_of_a_file_is_reported_once_with_its_line(tmp_path, catalogu
     ]
 
 
+@pytest.mark.fault("code in YAML")
 @pytest.mark.parametrize(
     ("old", "new", "text"),
     [

@@ -33,6 +33,7 @@ def structure(text, cls, catalogue):
     return settings.structure(document.read(text, "f.yaml"), cls, catalogue)
 
 
+@pytest.mark.fault("mistakes in YAML")
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -76,6 +77,7 @@ def test_right_values_are_taken_as_they_are(catalogue):
     assert type(made.maybe) is float
 
 
+@pytest.mark.fault("mistakes in YAML")
 def test_all_problems_are_reported_at_once(catalogue):
     with pytest.raises(ConfigError) as error:
         structure("whole: 0\nshare: x\nnothing: 1\n", Options, catalogue)

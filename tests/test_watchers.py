@@ -21,6 +21,7 @@ class Raising:
         raise RuntimeError("no disk")
 
 
+@pytest.mark.fault("trackers")
 def test_a_watcher_that_cannot_start_is_left_out_with_one_warning():
     def fail():
         raise OSError("no server")
@@ -33,6 +34,7 @@ def test_a_watcher_that_cannot_start_is_left_out_with_one_warning():
     watchers.notify("sfumato_on_train_step", step=1)
 
 
+@pytest.mark.fault("trackers")
 def test_a_failing_watcher_is_switched_off_with_one_warning():
     counting = Counting()
     watchers = Watchers()

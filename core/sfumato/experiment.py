@@ -101,7 +101,7 @@ class Trained:
 
     step: int = required("of the run", ge(0))
     stage: str = required("that was under way, or had just ended")
-    slots: tuple[str, ...] = required("whose weights a stage has moved")
+    slots: tuple[str, ...] = required("whose weights a stage has trained")
     text_dropout: float | None = required("share of texts trained without; null: nobody knows")
     unfinished: bool = option(False, "whether that stage was still under way")
     noise_schedule: NoiseSchedule = required("that the denoiser was trained with")

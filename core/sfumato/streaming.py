@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from sfumato.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 DTYPES = {
@@ -36,8 +35,10 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-LONGEST_QUEUE = 8
-"""Tensors that wait for their hash: those of a GPU are copies until then."""
+PART = 1 << 25
+"""Bytes that are handed over at once. Two parts are held at most, where they are copies, as of a
+GPU's tensors.
+"""
 
 
 def write(path: Path, state: Mapping[str, Tensor]) -> str:
@@ -51,25 +52,25 @@ def write(path: Path, state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     header, names = _header(state, str(path))
     digest.update(header)
-    waiting: deque[Future[None]] = deque()
+    looking: Future[None] | None = None
     with ThreadPoolExecutor(1) as beside, path.open("wb", buffering=1 << 20) as file:
         file.write(header)
-        for name in names:
-            tensor = state[name].detach().cpu().contiguous()
-            waiting.append(beside.submit(_look, digest, tensor, f"{path}: {name}"))
-            file.write(_bytes(tensor))
-            if len(waiting) > LONGEST_QUEUE:
-                waiting.popleft().result()
+        for part in _parts(state, names):
+            if looking is not None:
+                looking.result()
+            looking = beside.submit(_look, digest, part, str(path))
+            for tensor in part.values():
+                file.write(_bytes(tensor))
         file.flush()
         os.fsync(file.fileno())
-        for future in waiting:
-            future.result()
+        if looking is not None:
+            looking.result()
     return digest.hexdigest()
 
 
 def size(state: Mapping[str, Tensor]) -> int:
     """The bytes that `write` will need, without the header: a few dozen for each tensor."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    return sum(tensor.nbytes for tensor in state.values())
 
 
 def finite(tensor: Tensor) -> bool:
@@ -79,11 +80,25 @@ def finite(tensor: Tensor) -> bool:
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
-def _look(digest: hashlib._Hash, tensor: Tensor, place: str) -> None:
-    digest.update(_bytes(tensor))
-    if not finite(tensor):
-        remedy = "no checkpoint is made of it; the one before is whole"
-        raise CheckpointError("is not finite", place=place, remedy=remedy)
+def _parts(state: Mapping[str, Tensor], names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """The tensors on the CPU, some at a time."""
+    part: dict[str, Tensor] = {}
+    held = 0
+    for name in names:
+        tensor = state[name].detach().cpu().contiguous()
+        part[name], held = tensor, held + tensor.nbytes
+        if held >= PART:
+            yield part
+            part, held = {}, 0
+    yield part
+
+
+def _look(digest: hashlib._Hash, part: Mapping[str, Tensor], place: str) -> None:
+    for name, tensor in part.items():
+        digest.update(_bytes(tensor))
+        if not finite(tensor):
+            remedy = "no checkpoint is made of it; the one before is whole"
+            raise CheckpointError(f"{name} is not finite", place=place, remedy=remedy)
 
 
 def _header(state: Mapping[str, Tensor], place: str) -> tuple[bytes, list[str]]:
@@ -98,7 +113,7 @@ def _header(state: Mapping[str, Tensor], place: str) -> tuple[bytes, list[str]]:
     entries, end = {}, 0
     for name in names:
         tensor, start = state[name], end
-        end += tensor.numel() * tensor.element_size()
+        end += tensor.nbytes
         entries[name] = {
             "dtype": DTYPES[tensor.dtype],
             "shape": list(tensor.shape),
