@@ -2,10 +2,10 @@
 
     python benchmarks/checkpoint.py [--gigabytes 1] [--rounds 7] [--folder DIR]
 
-The first number is the speed at which a checkpoint reaches the disk (tensors, SHA-256, manifest,
-sync, rename; it is not read back) as a share of that of the same bytes written and synced alone. The
-second is the time that a step of `demo` spends on being able to survive (two checks, the log, a
-look at signals, and its share of a checkpoint every 1000 steps) as a share of the step.
+First, the speed at which a checkpoint reaches the disk (tensors, SHA-256, manifest, sync, rename;
+it is not read back) as a share of that of the same bytes written and synced alone. Then, the time
+that a step of `demo` spends on being able to survive (two checks, the log, a look at signals, and
+its share of a checkpoint every 1000 steps, read back) as a share of the step.
 """
 
 from __future__ import annotations

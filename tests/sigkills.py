@@ -4,7 +4,8 @@
 
 Each process is forked from this one, which has trained the run that nobody disturbs, on one thread,
 so that everything is imported. A run that gets to its end is compared with it, and another begins.
-Kills come at any time that such a run takes. Prints one JSON object of counts.
+One kill in four comes at any time before the first save of its process, the others within the
+three steps after that begins. Prints one JSON object of counts.
 """
 
 import json
@@ -25,14 +26,13 @@ from small import SMALL
 from survival import checkpoints, fingerprint
 
 SETTINGS = [
-    "stages.clip.steps=3", "stages.denoiser.steps=5", "evaluation.count=1",
+    "stages.clip.steps=4", "stages.denoiser.steps=8", "evaluation.count=1",
     "checkpoints={every: 1, keep_last: 2}",
 ]  # fmt: skip
 
 
-def train(experiment, catalogue, out):
-    for _ in training.train(experiment, out, catalogue=catalogue, resume=True):
-        pass
+def steps_of(experiment, catalogue, out):
+    return training.train(experiment, out, catalogue=catalogue, resume=True)
 
 
 def trained(experiment, catalogue, out):
@@ -42,12 +42,20 @@ def trained(experiment, catalogue, out):
         return child
     code = 1
     try:
-        train(experiment, catalogue, out)
+        list(steps_of(experiment, catalogue, out))
         code = 0
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def wait_for_save(out, child):
+    """Until the process has begun to save, or ended."""
+    while not list(out.glob(f"checkpoints/.*.{child}")):
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return
+        time.sleep(0.001)
 
 
 def moment(out):
@@ -65,17 +73,21 @@ def main(folder, kills, seed):
     (folder / "registry.yaml").write_text(SMALL)
     catalogue = plugins.load()
     experiment = Registry.load(folder / "registry.yaml", catalogue).experiment("small", SETTINGS)
-    train(experiment, catalogue, folder / "undisturbed")
+    list(steps_of(experiment, catalogue, folder / "undisturbed"))
     began = time.monotonic()
-    train(experiment, catalogue, folder / "again")
-    longest = time.monotonic() - began
+    seen = [time.monotonic() - began for _ in steps_of(experiment, catalogue, folder / "again")]
+    first, step = seen[0], (seen[-1] - seen[0]) / (len(seen) - 1)
     wanted, waits = fingerprint(folder / "undisturbed"), random.Random(seed)
     counts = {"kills": {}, "finished": 0, "equal": 0, "unusable": 0}
     out = folder / "run"
     while sum(counts["kills"].values()) < kills or out.exists():
         child = trained(experiment, catalogue, out)
         if sum(counts["kills"].values()) < kills:
-            time.sleep(waits.uniform(0, longest))
+            if waits.random() < 0.25:
+                time.sleep(waits.uniform(0, first))
+            else:
+                wait_for_save(out, child)
+                time.sleep(waits.uniform(0, 3 * step))
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):

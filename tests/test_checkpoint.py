@@ -1,12 +1,15 @@
 """A checkpoint is whole or absent, and damage is seen before use."""
 
+import hashlib
 import json
+import os
 import stat
 
 import pytest
 import torch
+from safetensors.torch import load_file, save
 
-from sfumato import CheckpointError, checkpoint
+from sfumato import CheckpointError, checkpoint, streaming
 
 STATE = {"net": {"weight": torch.arange(6.0).reshape(2, 3)}}
 
@@ -30,6 +33,31 @@ def test_what_is_written_is_read(written):
     assert files == {"words.json": b"{}"}
     assert checkpoint.facts(written) == {"step": 1}
     assert [path.name for path in written.parent.iterdir()] == ["step-00000001"]
+
+
+def test_a_stream_is_what_safetensors_writes(tmp_path, monkeypatch):
+    """To the byte, with every dtype, in one part or in many."""
+    state = {
+        f"{name}.{i}": torch.arange(3 * i, device="cpu").reshape(i, 3).to(dtype)
+        for i, dtype in enumerate(streaming.DTYPES)
+        for name in ("é", "b", "a")
+    }
+    state["transposed"], state["one"] = torch.randn(4, 5).T, torch.tensor(3.0)
+    for part in (1 << 25, 40):
+        monkeypatch.setattr(streaming, "PART", part)
+        digest = streaming.write(tmp_path / "ours", state)
+        content = (tmp_path / "ours").read_bytes()
+        assert content == save({name: tensor.contiguous() for name, tensor in state.items()})
+        assert digest == hashlib.sha256(content).hexdigest()
+    assert torch.equal(load_file(tmp_path / "ours")["transposed"], state["transposed"])
+
+
+def test_a_dtype_that_is_not_kept_is_named(tmp_path):
+    state = {"net": {"a": torch.zeros(2, dtype=torch.complex64)}}
+    assert message(checkpoint.write, tmp_path / "step-1", state, {}, {}) == (
+        f"{tmp_path / '.step-1'}.{os.getpid()}/net.safetensors: a is of dtype torch.complex64"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_files_have_the_mode_of_the_umask(written, tmp_path):
@@ -59,8 +87,9 @@ def test_a_missing_file_is_named(written):
 @pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "a/b"])
 def test_a_manifest_cannot_lead_outside(written, name):
     manifest = json.loads((written / "manifest.json").read_text())
+    manifest.pop("sha256")
     manifest["files"] = {name: "0" * 64}
-    (written / "manifest.json").write_text(json.dumps(manifest))
+    (written / "manifest.json").write_bytes(checkpoint.sealed(manifest))
     assert "the manifest names a path outside the checkpoint" in message(checkpoint.read, written)
 
 

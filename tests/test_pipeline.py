@@ -18,6 +18,7 @@ from sfumato import (
     Sampler,
     SampleStep,
     TimeGrid,
+    checkpoint,
 )
 from sfumato.engine import Undrawn
 from sfumato_guidance import ClassifierFreeGuidance, NegativePrompt, NoGuidance
@@ -251,8 +252,8 @@ def test_a_manifest_without_its_facts_is_refused(small_run, tmp_path):
     run = shutil.copytree(small_run, tmp_path / "run")
     path = next((run / "checkpoints").glob("*10")) / "manifest.json"
     manifest = json.loads(path.read_text())
-    del manifest["slots"]
-    path.write_text(json.dumps({**manifest, "step": "ten"}))
+    del manifest["slots"], manifest["sha256"]
+    path.write_bytes(checkpoint.sealed({**manifest, "step": "ten"}))
     assert message(Pipeline.load, run).splitlines() == [
         f"{path}: 'slots' is missing; whose weights a stage has trained",
         f"{path}: step: expected int, got the text 'ten'",

@@ -239,3 +239,16 @@ class Excluding:
 
 def test_what_is_excluded_is_no_bound():
     assert str(settings.bounds(settings.fields(Excluding)["value"])) == ""
+
+
+@pytest.mark.fault("code in YAML")
+@pytest.mark.parametrize(
+    "argument", ["trust_remote_code", "attn_implementation", "use_safetensors"]
+)
+def test_arguments_of_loaders_are_no_options(registry, argument):
+    encoder = f"{{use: pretrained_clip, source: somewhere, {argument}: x}}"
+    with pytest.raises(ConfigError) as error:
+        registry.experiment("small", [f"text_encoder={encoder}"])
+    assert str(error.value).startswith(
+        f"--set: text_encoder.{argument}: unknown option of PretrainedClip"
+    )

@@ -4,6 +4,7 @@ import pytest
 
 from sfumato import hookimpl
 from sfumato.watchers import Watchers
+from survival import fingerprint
 
 
 class Counting:
@@ -61,3 +62,23 @@ def test_two_watchers_of_one_name_are_both_told():
 def test_a_watcher_without_hooks_is_said_to_be_one():
     with pytest.warns(UserWarning, match="left out: implements no hook; mark each with @hookimpl$"):
         Watchers().add("tracker idle", object)
+
+
+@pytest.mark.fault("trackers")
+def test_training_beside_a_failing_watcher_has_the_numbers_of_training_alone(
+    registry, small_run, tmp_path, monkeypatch
+):
+    from sfumato.plugins import Catalogue
+    from sfumato.training import train
+
+    watchers = Catalogue.watchers
+
+    def with_failing(self):
+        made = watchers(self)
+        made.add("tracker raising", Raising)
+        return made
+
+    monkeypatch.setattr(Catalogue, "watchers", with_failing)
+    with pytest.warns(UserWarning, match="^tracker raising failed in sfumato_on_train_step"):
+        list(train(registry.experiment("small"), tmp_path / "run"))
+    assert fingerprint(tmp_path / "run") == fingerprint(small_run)

@@ -15,7 +15,6 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfumato import streaming
 from sfumato.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -48,6 +47,8 @@ def write(
     Raises:
         CheckpointError: it cannot be written, or a value is not finite; nothing is left behind.
     """
+    from sfumato import streaming
+
     names = [f"{slot}.safetensors" for slot in modules]
     if clash := files.keys() & set(names):
         raise CheckpointError(f"two files are named {', '.join(clash)}", place=str(path))
