@@ -47,13 +47,15 @@ class Run:
 
     @classmethod
     def create(cls, path: Path, experiment: Experiment, catalogue: Catalogue) -> Run:
-        """Begins a run in a folder that is ours, with its settings, its lock and its record.
+        """Begins a run in a folder that is ours, or not there, with its settings, its lock and its
+        record.
 
         Raises:
             ConfigError: it cannot be written.
         """
         run = cls(path)
         try:
+            path.mkdir(parents=True, exist_ok=True)
             run.write_settings(experiment, catalogue)
             lock.write(path / lock.FILE, catalogue)
             run._update(
