@@ -148,7 +148,7 @@ def main() -> None:
     lines = [
         line(row, [(test, cases) for told, test, cases in found if told == row]) for row in ROWS
     ]
-    count = sum(len(cases) for _, _, cases in found)
+    count = sum(map(len, {test: cases for _, test, cases in found}.values()))
     made = (
         f"Made by `python benchmarks/reliability.py` on {datetime.date.today()}, Python "
         f"{platform.python_version()}, as {'root' if os.geteuid() == 0 else 'a user'}: {count} "
