@@ -89,7 +89,7 @@ def handling(folder: Path) -> str:
 
     def survive() -> None:
         finite = math.isfinite(line["loss"]) and math.isfinite(line["gradient_norm"])
-        if finite and not asked.asked and line["step"] % EVERY:
+        if finite and not asked.asked() and line["step"] % EVERY:
             run.log(line)
 
     each = statistics.median(seconds(survive) for _ in range(2000))

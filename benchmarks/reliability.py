@@ -48,6 +48,16 @@ ROWS = {
         "the step ends, one checkpoint, status `preempted`, exit code 143 or 130; a second signal "
         "ends at once with the checkpoint valid",
     ),
+    "two ranks": (
+        "two ranks: SIGTERM to one, or to torchrun; one that raises; data that no batch divides",
+        "both stop at the same step with one checkpoint; the job fails with that rank's error, "
+        "which the record has too; no rank runs out of examples, and none is seen twice",
+    ),
+    "world size": (
+        "one process and two ranks, with whole weights or shards, at the same global batch",
+        "gradients from equal weights and the losses of 20 steps to 1e-6 (shards: 1e-5), learning "
+        "rates equal, metrics within their intervals; a run goes on from two ranks to one and back",
+    ),
     "not finite": (
         "NaN in a batch, a learning rate of 1e10, an overflow of the gradient alone",
         "no weight moves; the message names step, rate, times and examples; or the step is left "

@@ -14,7 +14,8 @@ ORDER = (
     "errors", "records", "prediction", "randomness", "modules", "interfaces", "tables", "hookspecs",
     "watchers", "admission", "document", "plugins", "settings", "lock", "experiment", "streaming",
     "checkpoint", "claim", "runs", "layers", "registry", "schema", "trajectory", "compatibility", "engine", "sampling",
-    "request", "editing", "pictures", "weak", "walk", "pipeline", "exchange", "evaluation", "interruption", "batches", "forwards",
+    "request", "editing", "pictures", "weak", "walk", "pipeline", "exchange", "evaluation", "interruption", "shards", "ranks",
+    "batches", "forwards",
     "stage", "resumption", "training", "testing", "cli",
 )  # fmt: skip
 CORE = sorted((ROOT / "core" / "sfumato").rglob("*.py"))

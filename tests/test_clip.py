@@ -21,7 +21,7 @@ from sfumato import (
     TextEncoderModule,
 )
 from sfumato_clip import Clip, Contrastive, PretrainedClip
-from sfumato_clip.contrastive import contrastive_losses, equal_captions
+from sfumato_clip.contrastive import contrastive_losses, labels
 from sfumato_clip.encoder import fit_square
 from sfumato_clip.pretrained import MEAN, STD
 
@@ -428,7 +428,8 @@ class TestContrastive:
 
     def test_equal_captions_are_right_answers_alike(self):
         captions = ("red", "blue", "red")
-        same = equal_captions(captions, torch.device("cpu"))
+        label = labels(captions)
+        same = label[:, None] == label[None, :]
         assert same.tolist() == [[True, False, True], [False, True, False], [True, False, True]]
         directions = torch.eye(3, dtype=torch.float64)[[0, 1, 0]]
         scale = torch.tensor(50.0, dtype=torch.float64)

@@ -39,7 +39,14 @@ FENCE = re.compile(
 )
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 LINES_OF_A_FILE = 40
-NOT_RUN = ("git switch ", "git clone ", "cd ", "source .venv/bin/activate")
+NOT_RUN = (
+    "git switch ",
+    "git clone ",
+    "cd ",
+    "source .venv/bin/activate",
+    "pip install 'sfumato[",
+    "torchrun ",
+)
 """Commands that lead to a state in which a page's folder already is."""
 SHELL = {"|", ">", "<", "&", "&&", ";"}
 """What would make a line more than one command."""

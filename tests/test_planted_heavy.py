@@ -430,7 +430,15 @@ class AveragesTooEarly(Rebuilt, Denoising):
             return Losses(values=super().losses(batch, draw).values.mean())
 
 
-@planted("the_same_draw_gives_the_same", "only_the_draw_is_random")
+@planted("rows_can_be_computed_in_parts")
+class ComparesWithoutSayingSo(Rebuilt, Denoising):
+    class module(DenoisingModule):
+        def losses(self, batch, draw):
+            losses = super().losses(batch, draw)
+            return attrs.evolve(losses, values=losses.values / losses.values.mean())
+
+
+@planted("rows_can_be_computed_in_parts", "the_same_draw_gives_the_same", "only_the_draw_is_random")
 class DrawsFromTorch(Rebuilt, Denoising):
     class module(DenoisingModule):
         def losses(self, batch, draw):

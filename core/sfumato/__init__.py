@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     )
     from sfumato.pipeline import Pipeline
     from sfumato.randomness import Draw
+    from sfumato.ranks import gathered
     from sfumato.registry import Registry, create
     from sfumato.training import train
 
@@ -97,6 +98,7 @@ _LAZY = {
     "TextEncoderModule": "modules",
     "create": "registry",
     "export_run": "exchange",
+    "gathered": "ranks",
     "import_run": "exchange",
     "train": "training",
 }
@@ -167,6 +169,7 @@ __all__ = [
     "TrainStep",
     "create",
     "export_run",
+    "gathered",
     "hookimpl",
     "import_run",
     "like",

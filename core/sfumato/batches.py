@@ -32,33 +32,42 @@ def examples_at(size: int, seed: int, stage: str, batch: int, step: int) -> list
 
 
 def batch_at(
-    split: Split, seed: int, stage: str, size: int, step: int, device: torch.device
+    split: Split,
+    seed: int,
+    stage: str,
+    size: int,
+    step: int,
+    device: torch.device,
+    rows: range | None = None,
 ) -> Batch:
-    """The global batch of a step."""
-    examples = examples_at(len(split), seed, stage, size, step)
+    """The global batch of a step, or some rows of it: only their examples are looked at."""
+    rows = range(size) if rows is None else rows
+    examples = examples_at(len(split), seed, stage, size, step)[rows.start : rows.stop]
     images, captions = zip(*(split.example(i) for i in examples), strict=True)
     return Batch(
         images=torch.stack(images).to(device),
         captions=captions,
         examples=torch.tensor(examples, device=device),
-        rows=torch.arange(size, device=device),
+        rows=torch.arange(rows.start, rows.stop, device=device),
         total=size,
     )
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class Batches(Dataset[Batch | Exception]):
-    """The batches of one stage, by the number of the step, on the CPU."""
+    """The batches of one stage, by the number of the step, on the CPU: of each the same rows."""
 
     split: Split
     seed: int
     stage: str
     size: int
+    rows: range
 
     def __getitem__(self, step: int) -> Batch | Exception:
         """What went wrong comes back as a value: a loader would bury it in a traceback."""
         try:
-            return batch_at(self.split, self.seed, self.stage, self.size, step, torch.device("cpu"))
+            device = torch.device("cpu")
+            return batch_at(self.split, self.seed, self.stage, self.size, step, device, self.rows)
         except Exception as error:
             return error
 

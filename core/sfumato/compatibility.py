@@ -143,9 +143,24 @@ def check_training(
     check_plan(plan)
 
 
-def check_batches(experiment: Experiment, examples: int) -> None:
-    """Raises ConfigError where a batch would hold an example twice."""
+def check_batches(experiment: Experiment, examples: int, ranks: int = 1) -> None:
+    """Raises ConfigError where a batch would hold an example twice, or cannot be shared out."""
     for name, stage in experiment.stages.items():
+        parts = ranks * stage.accumulation
+        if stage.batch < parts:
+            shared = f"{ranks} ranks in {stage.accumulation} parts each"
+            raise ConfigError(
+                f"a batch of {stage.batch} cannot be shared out to {shared}",
+                place=f"stages.{name}.batch",
+                remedy=f"use at least {parts}",
+            )
+        if stage.accumulation > 1 and stage.objective.compares:
+            raise ConfigError(
+                f"the objective {stage.objective.name!r} compares all examples of a batch, which "
+                "cannot be computed in parts",
+                place=f"stages.{name}.accumulation",
+                remedy="leave it at 1, and let more ranks share the batch out",
+            )
         if stage.batch > examples:
             raise ConfigError(
                 f"a batch of {stage.batch} is more than the {examples} examples of the data",

@@ -128,6 +128,9 @@ class Stage:
     activation_checkpointing: bool = option(
         False, "compute the inside of blocks again in the backward pass: less memory, more time"
     )
+    accumulation: int = option(
+        1, "parts that each rank's rows are computed in; the step is the same", ge(1)
+    )
     nonfinite: Literal["stop", "skip", "rollback"] = option(
         "stop",
         "where loss or gradient is not finite: end the run, leave the step out, or go back to the "
@@ -170,3 +173,6 @@ class Experiment(PipelineSettings):
     trackers: tuple[Tracker, ...] = option((), "where numbers go while it runs")
     checkpoints: Checkpoints = option(attrs.Factory(Checkpoints), "which of them are kept")
     workers: int = option(0, "processes that prepare examples; changes no number", ge(0))
+    parallel: Literal["ddp", "fsdp"] = option(
+        "ddp", "on several ranks: whole weights on each, or shards of them"
+    )

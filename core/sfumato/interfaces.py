@@ -402,6 +402,9 @@ class Objective(Component):
     kind = "objective"
     trains: ClassVar[Literal["text_encoder", "denoiser"]]
     """The slot of the pipeline whose weights this objective moves."""
+    compares: ClassVar[bool] = False
+    """Whether an example's loss depends on the others of its batch, which can then not be computed
+    in parts; over ranks, `sfumato.gathered` brings the others."""
 
     @property
     def text_dropout(self) -> float | None:

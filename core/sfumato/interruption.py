@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -27,7 +27,7 @@ class Preempted(KeyboardInterrupt):
     It is no `Exception`: whoever survives those of plugins and components must not survive it.
     """
 
-    def __init__(self, text: str, exit_code: int) -> None:
+    def __init__(self, text: str, exit_code: int = 143) -> None:
         """`exit_code` is that of the process."""
         super().__init__(text)
         self.exit_code = exit_code
@@ -36,18 +36,16 @@ class Preempted(KeyboardInterrupt):
 class Interruption:
     """Whether the run has been asked to end.
 
+    Of several ranks some may have been told and others not (yet), so that `largest` has to be given
+    where they decide together: the largest of all ranks' numbers.
+
     Attributes:
-        signal: the one that asked, or None.
+        signal: the one that asked this process, or None.
     """
 
     def __init__(self) -> None:
         """Nobody has asked."""
         self.signal: signal.Signals | None = None
-
-    @property
-    def asked(self) -> bool:
-        """Whether anybody has."""
-        return self.signal is not None
 
     def ask(self, number: int, frame: FrameType | None = None) -> None:
         """What a handler calls; the second time it ends the process."""
@@ -56,15 +54,20 @@ class Interruption:
             os._exit(_exit_code(asked))  # checkpoints are whole or absent at any moment
         self.signal = asked
 
-    def check(self, place: str) -> None:
+    def asked(self, largest: Callable[[int], int] = int) -> bool:
+        """Whether anybody has asked."""
+        return largest(self.signal or 0) > 0
+
+    def check(self, place: str, largest: Callable[[int], int] = int) -> None:
         """Ends the run here if it was asked to.
 
         Raises:
             Preempted: it was.
         """
-        if self.signal is not None:
-            text = f"{place}: ended by {self.signal.name}; continue with --resume"
-            raise Preempted(text, _exit_code(self.signal))
+        if number := largest(self.signal or 0):
+            asked = signal.Signals(number)
+            text = f"{place}: ended by {asked.name}; continue with --resume"
+            raise Preempted(text, _exit_code(asked))
 
     @contextmanager
     def handlers(self) -> Iterator[None]:

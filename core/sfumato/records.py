@@ -11,6 +11,7 @@ sigma eps`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -123,6 +124,20 @@ class Batch:
             examples=self.examples.to(device),
             rows=self.rows.to(device),
         )
+
+    def parts(self, count: int) -> list[Batch]:
+        """The rows in `count` pieces of about the same size."""
+        ends = [len(self.captions) * k // count for k in range(count + 1)]
+        return [
+            attrs.evolve(
+                self,
+                images=self.images[start:end],
+                captions=self.captions[start:end],
+                examples=self.examples[start:end],
+                rows=self.rows[start:end],
+            )
+            for start, end in itertools.pairwise(ends)
+        ]
 
 
 @attrs.frozen(eq=False, kw_only=True)

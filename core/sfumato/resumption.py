@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from sfumato.runs import Run
     from sfumato.weak import Weak
 
-FREE = {"checkpoints", "workers", "trackers"}
-"""Settings that change no number, so that a run may go on with others."""
+FREE = {"checkpoints", "workers", "trackers", "parallel"}
+OF_STAGES = {"accumulation"}
+"""Settings, of the experiment and of its stages, that change no number, but for rounding, so that a
+run may go on with others."""
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -119,7 +121,7 @@ def check_settings(run: Run, experiment: Experiment, catalogue: Catalogue) -> No
     lines = [
         f"{name}: {was!r} in the run, {wanted!r} now"
         for name, was, wanted in _differences(run.settings().plain(), now)
-        if name.partition(".")[0] not in free
+        if not (name.split(".")[0] in free or name.split(".")[-1] in OF_STAGES)
     ]
     if lines:
         more = [f"and {len(lines) - 8} more"] if len(lines) > 8 else []

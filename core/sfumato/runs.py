@@ -41,12 +41,20 @@ GUIDANCE_CONVENTION = "uncond + s (cond - uncond); s = 1 is off; the paper's w i
 
 @attrs.frozen
 class Run:
-    """A run folder."""
+    """A run folder.
+
+    Attributes:
+        path: where it is.
+        ours: whether this process writes in it; for another, what would be written is not.
+    """
 
     path: Path
+    ours: bool = True
 
     @classmethod
-    def create(cls, path: Path, experiment: Experiment, catalogue: Catalogue) -> Run:
+    def create(
+        cls, path: Path, experiment: Experiment, catalogue: Catalogue, ranks: int = 1
+    ) -> Run:
         """Begins a run in a folder that is ours, or not there, with its settings, its lock and its
         record.
 
@@ -65,7 +73,7 @@ class Run:
                 started=_now(),
                 seed=experiment.seed,
                 guidance=guidance_record(experiment),
-                world_size=1,
+                world_size=ranks,
                 parameters={},
                 results={},
                 skipped={},
@@ -108,8 +116,9 @@ class Run:
         Raises:
             CheckpointError: it cannot be read, or written.
         """
-        with _writing(self.path / RECORD):
-            self._update(**facts)
+        if self.ours:
+            with _writing(self.path / RECORD):
+                self._update(**facts)
 
     def _update(self, **facts: Any) -> None:
         text = json.dumps({**self.record(), **facts, "updated": _now()}, indent=1)
@@ -121,6 +130,8 @@ class Run:
         Raises:
             CheckpointError: it cannot be written.
         """
+        if not self.ours:
+            return
         path = self.path / METRICS
         with _writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(numbers) + "\n")
@@ -130,14 +141,16 @@ class Run:
         with (self.path / METRICS).open("rb") as file:
             os.fsync(file.fileno())
 
-    def go_on(self, step: int, experiment: Experiment, catalogue: Catalogue) -> None:
+    def go_on(
+        self, step: int, experiment: Experiment, catalogue: Catalogue, ranks: int = 1
+    ) -> None:
         """The run goes on from a checkpoint of this step, 0 without one: what was said of later
         steps is taken back.
         """
         lines = [line for line in self.logged() if line["step"] <= step]
         _replace(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
         self.write_settings(experiment, catalogue)
-        resumed = {"step": step, "at": _now()}
+        resumed = {"step": step, "at": _now(), "world_size": ranks}
         self.update(
             status="running",
             error=None,

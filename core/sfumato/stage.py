@@ -8,7 +8,7 @@ keep.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from sfumato import forwards, randomness
+from sfumato import forwards, randomness, shards
 from sfumato.errors import SfumatoError
 from sfumato.randomness import Draw
+from sfumato.records import Losses
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from sfumato.engine import Single
     from sfumato.experiment import Stage
     from sfumato.modules import ObjectiveModule, TrainableModule
-    from sfumato.records import Batch, Losses
+    from sfumato.records import Batch
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MOST_SKIPPED = 20
@@ -72,16 +73,8 @@ class StageRun:
         self.step = self.updates = self.skipped = 0
         self.module, self.objective, self.engine = module, objective, engine
         module.train()
-        moved = {id(parameter) for parameter in module.trainable()}
-        self.parameters = {n: p for n, p in module.named_parameters() if id(p) in moved}
-        for parameter in self.parameters.values():
+        for parameter in module.trainable():
             parameter.requires_grad_(True)
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(),
-            settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
         if settings.compile:
             forwards.channels_last(module)
         self.averaged = None if settings.ema is None else average(module, settings.ema)
@@ -89,6 +82,14 @@ class StageRun:
             forwards.recomputing(module)
         if settings.compile:
             forwards.compiled(module)
+        self.losses = engine.wrap(objective, module, self.averaged)
+        self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(
+            [{"params": group} for group in shards.groups(list(self.parameters.values()))],
+            settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
 
     def advance(self, batch: Batch) -> Outcome:
         """One optimiser step; the loss and the norm of its gradient are checked before any weight
@@ -101,28 +102,55 @@ class StageRun:
         rate = learning_rate(self.settings, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        losses, loss = self._losses(batch)
-        self.engine.backward(loss)
+        losses = self._backward(batch)
         norm = self.engine.clip(list(self.parameters.values()), self.settings.gradient_clip)
-        value, gradient_norm = loss.item(), norm.item()
+        value, numbers = self._means(losses, batch.total)
+        gradient_norm = norm.item()
         finite = math.isfinite(value) and math.isfinite(gradient_norm)
         if finite:
             self._move()
         else:
             said = f"loss {value:g} with gradient norm {gradient_norm:g} at learning rate {rate:g}"
-            self._skip(f"{said}; {_suspects(batch, losses)}")
+            self._skip(f"{said}; {self._suspects(batch, losses)}")
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        means = {key: number.float().mean().item() for key, number in losses.numbers.items()}
-        return Outcome(loss=value, gradient_norm=gradient_norm, numbers=means, skipped=not finite)
+        return Outcome(loss=value, gradient_norm=gradient_norm, numbers=numbers, skipped=not finite)
 
-    def _losses(self, batch: Batch) -> tuple[Losses, Tensor]:
-        """Those of each example, and their mean."""
-        draw = Draw(seed=self.seed, stream=self.name, examples=batch.rows, index=self.step)
+    def _backward(self, batch: Batch) -> Losses:
+        """The losses of each example, after the gradients of their mean were added, part by part of
+        the batch.
+        """
+        parts, done = batch.parts(self.settings.accumulation), []
         with self.engine.seeded(randomness.key(self.seed, f"{self.name}/{self.step}")[0]):
-            with self.engine.autocast(self.settings.precision):
-                losses = self.objective(batch, draw)
-            return losses, losses.values.float().mean()
+            for part in parts:
+                draw = Draw(seed=self.seed, stream=self.name, examples=part.rows, index=self.step)
+                with self.engine.accumulating(more=part is not parts[-1]):
+                    with self.engine.autocast(self.settings.precision):
+                        losses = self.losses(part, draw)
+                    share = len(part.rows) / batch.total
+                    self.engine.backward(losses.values.float().mean() * share)
+                done.append(losses)
+                del losses
+        return _joined(done)
+
+    def _means(self, losses: Losses, total: int) -> tuple[float, dict[str, float]]:
+        """Of the losses, and of each of their numbers, over the global batch."""
+        rows = [losses.values, *losses.numbers.values()]
+        sums = self.engine.summed(torch.stack([one.float().sum() for one in rows]))
+        value, *means = (sums / total).tolist()
+        return value, dict(zip(losses.numbers, means, strict=True))
+
+    def _suspects(self, batch: Batch, losses: Losses) -> str:
+        """Examples whose own loss is not finite, else all: the first eight, with their times."""
+        values, examples = self.engine.joined(losses.values), self.engine.joined(batch.examples)
+        wrong = ~values.isfinite()
+        rows = (wrong if bool(wrong.any()) else torch.ones_like(wrong)).nonzero().flatten()
+        more = " ..." if len(rows) > 8 else ""
+        text = f"examples {examples[rows[:8]].tolist()}{more}"
+        if losses.t is None:
+            return text
+        times = self.engine.joined(losses.t)[rows[:8]].tolist()
+        return f"{text} at t [{', '.join(f'{t:.4g}' for t in times)}]{more}"
 
     def _move(self) -> None:
         self.optimizer.step()
@@ -152,8 +180,10 @@ class StageRun:
 
     def finish(self) -> None:
         """The average takes the place of the weights, and the slot is frozen, in eval mode."""
+        weights = self.engine.whole(self.weights(), everywhere=True)
+        self.engine.unwrap()
+        self.module.load_state_dict(weights)
         forwards.plain(self.module)
-        self.module.load_state_dict(dict(self.weights()))
         self.module.eval().requires_grad_(False)
 
     def state(self) -> dict[str, Tensor]:
@@ -179,20 +209,22 @@ class StageRun:
         """
         self.step = step
         self.updates, self.skipped = state["counts"].tolist()
-        self.module.load_state_dict(dict(weights))
+        own = self.module.state_dict()
+        placed = {name: shards.alike(weights[name], like) for name, like in own.items()}
+        self.module.load_state_dict(placed)
         if self.averaged is not None:
-            self.averaged.module.load_state_dict(dict(weights))
+            self.averaged.module.load_state_dict(placed)
             self.averaged.n_averaged.fill_(self.updates)
         self.optimizer.state.clear()
         for name, parameter in self.parameters.items():
             if self.averaged is not None:
                 with torch.no_grad():
-                    parameter.copy_(state[f"weights.{name}"])
+                    parameter.copy_(shards.alike(state[f"weights.{name}"], parameter))
             if self.updates:
                 self.optimizer.state[parameter] = {
                     "step": torch.tensor(float(self.updates), device=parameter.device),
                     **{
-                        moment: torch.empty_like(parameter).copy_(state[f"{moment}.{name}"])
+                        moment: shards.alike(state[f"{moment}.{name}"], parameter)
                         for moment in MOMENTS
                     },
                 }
@@ -206,15 +238,17 @@ class StageRun:
         self.skipped = skipped
 
 
-def _suspects(batch: Batch, losses: Losses) -> str:
-    """The examples whose own loss is not finite, else all, the first eight; with their times."""
-    wrong = ~losses.values.detach().isfinite()
-    rows = (wrong if bool(wrong.any()) else torch.ones_like(wrong)).nonzero().flatten()
-    more = " ..." if len(rows) > 8 else ""
-    text = f"examples {batch.examples[rows[:8]].tolist()}{more}"
-    if losses.t is None:
-        return text
-    return f"{text} at t [{', '.join(f'{t:.4g}' for t in losses.t[rows[:8]].tolist())}]{more}"
+def _joined(parts: Sequence[Losses]) -> Losses:
+    """The rows of all parts, one after the other, without what made them."""
+    times = [part.t for part in parts if part.t is not None]
+    return Losses(
+        values=torch.cat([part.values.detach() for part in parts]),
+        numbers={
+            name: torch.cat([part.numbers[name].detach() for part in parts])
+            for name in parts[0].numbers
+        },
+        t=torch.cat(times) if times else None,
+    )
 
 
 def learning_rate(stage: Stage, step: int) -> float:
@@ -239,6 +273,7 @@ def average(module: nn.Module, decay: float) -> AveragedModel:
 
     def update(averaged: Any, current: Any, updates: Any) -> None:
         n = int(updates)
+        averaged, current = ([shards.own(one) for one in some] for some in (averaged, current))
         moved = [i for i, one in enumerate(averaged) if one.data_ptr() != current[i].data_ptr()]
         averaged, current = ([some[i] for i in moved] for some in (averaged, current))
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))

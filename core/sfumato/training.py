@@ -14,9 +14,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfumato import checkpoint, claim, compatibility, evaluation, plugins, resumption, runs
+from sfumato import checkpoint, claim, compatibility, evaluation, plugins, ranks, resumption, runs
 from sfumato.batches import Batches
-from sfumato.engine import Single
 from sfumato.errors import CheckpointError, SfumatoError
 from sfumato.experiment import Trained
 from sfumato.interruption import Interruption
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from sfumato.engine import Single
     from sfumato.experiment import Experiment, Stage
     from sfumato.interfaces import Split
     from sfumato.modules import TrainableModule
@@ -49,7 +49,8 @@ def train(
     resume: bool = False,
     interruption: Interruption | None = None,
 ) -> Iterator[TrainStep]:
-    """Trains the stages of an experiment in their order, then evaluates.
+    """Trains the stages of an experiment in their order, then evaluates. Under torchrun the ranks
+    share out each batch; the first alone writes, tells who watches, and evaluates.
 
     Nothing happens until the first step is asked for; the run ends when the iterator does.
 
@@ -78,31 +79,38 @@ def train(
     catalogue = catalogue or plugins.load()
     interruption = interruption or Interruption()
     usual = Path("runs") / experiment.name
-    path = Path(out) if out else usual if resume else runs.free_path(usual)
+    engine = ranks.engine(device, experiment.parallel)
+    path = engine.alone(lambda: Path(out) if out else usual if resume else runs.free_path(usual))
     weak = Weak.find(experiment, catalogue)
     start = _start(experiment, catalogue)
     before = None if start is None else start.trained
     compatibility.check_training(experiment, None if weak is None else weak.trained, before)
     split = experiment.given_data().split("train")
-    compatibility.check_batches(experiment, len(split))
-    with contextlib.ExitStack() as held:
-        run = found = None
-        if resume and Run.begun(path):
-            held.enter_context(claim.claimed(path))
-            run = Run.open(path)
+    compatibility.check_batches(experiment, len(split), engine.ranks)
+    with engine.session(), contextlib.ExitStack() as held:
+        run, found = Run(path, ours=engine.main), None
+        begun = resume and engine.alone(lambda: Run.begun(path))
+        if begun:
+            engine.alone(lambda: held.enter_context(claim.claimed(path)))
             resumption.check_settings(run, experiment, catalogue)
-            if run.record()["status"] == "completed":
+            if engine.alone(lambda: run.record()["status"] == "completed"):
                 return
-            found = resumption.find(run, experiment, catalogue, before, weak)
+            found = engine.in_turn(
+                lambda: resumption.find(run, experiment, catalogue, before, weak)
+            )
         pipeline = _built(experiment, split, start, weak) if found is None else found.pipeline
         pipeline.text_dropout = compatibility.text_dropout(experiment, before)
         evaluation.check(pipeline, experiment.evaluation)
-        loop = _Loop(experiment, pipeline, split, Single(device), catalogue, before, interruption)
-        if run is None:
-            held.enter_context(runs.new_folder(path))
-            run = _begun(path, experiment, catalogue, start)
-        else:
-            run.go_on(found.trained.step if found else 0, experiment, catalogue)
+        loop = _Loop(experiment, pipeline, split, engine, catalogue, before, interruption)
+
+        def begin() -> None:
+            if begun:
+                run.go_on(found.trained.step if found else 0, experiment, catalogue, engine.ranks)
+            else:
+                held.enter_context(runs.new_folder(path))
+                _begun(path, experiment, catalogue, start, engine.ranks)
+
+        engine.alone(begin)
         yield from _recorded(run, loop.run(run, found, weak))
 
 
@@ -127,11 +135,12 @@ def _built(
     return pipeline
 
 
-def _begun(path: Path, experiment: Experiment, catalogue: Catalogue, start: Stored | None) -> Run:
-    run = Run.create(path, experiment, catalogue)
+def _begun(
+    path: Path, experiment: Experiment, catalogue: Catalogue, start: Stored | None, ranks: int
+) -> None:
+    run = Run.create(path, experiment, catalogue, ranks)
     if start is not None:
         run.update(start={"checkpoint": str(start.path), "files": checkpoint.hashes(start.path)})
-    return run
 
 
 def _recorded(run: Run, steps: Iterator[TrainStep]) -> Iterator[TrainStep]:
@@ -176,18 +185,24 @@ class _Loop:
 
     def run(self, run: Run, found: Resumption | None, weak: Weak | None) -> Iterator[TrainStep]:
         """The stages, then the evaluation."""
-        pipeline, evaluated = self.pipeline, self.experiment.evaluation
-        pipeline.watchers = self.catalogue.watchers()
-        for tracker in self.experiment.trackers:
-            make = functools.partial(tracker.build, run.path)
-            pipeline.watchers.add(f"tracker {tracker.name}", make)
-        yield from self.run_stages(run, found)
-        if weak is not None:
-            weak.check_neighbours(run.newest_checkpoint())
-        pipeline.between_steps = functools.partial(self.interruption.check, "evaluation")
-        results = evaluation.evaluate(pipeline, evaluated, self.experiment.seed, run, self.step)
+        pipeline = self.pipeline
+        if self.engine.main:
+            pipeline.watchers = self.catalogue.watchers()
+            for tracker in self.experiment.trackers:
+                make = functools.partial(tracker.build, run.path)
+                pipeline.watchers.add(f"tracker {tracker.name}", make)
+        with self.engine.failing_together():
+            yield from self.run_stages(run, found)
+            if weak is not None:
+                weak.check_neighbours(run.newest_checkpoint())
+            pipeline.between_steps = functools.partial(self.interruption.check, "evaluation")
+            results = self.engine.alone(lambda: self.evaluate(run))
         run.update(status="completed", results=results)
         self.notify("sfumato_on_train_end", end=TrainEnd(run=run.path, stage=None, results=results))
+
+    def evaluate(self, run: Run) -> dict[str, Any]:
+        evaluated, seed = self.experiment.evaluation, self.experiment.seed
+        return evaluation.evaluate(self.pipeline, evaluated, seed, run, self.step)
 
     def run_stages(self, run: Run, found: Resumption | None) -> Iterator[TrainStep]:
         done = 0 if found is None else found.trained.step
@@ -206,7 +221,11 @@ class _Loop:
             if done < end:
                 self.save(run, name)
                 self.notify("sfumato_on_train_end", end=TrainEnd(run=run.path, stage=name))
-                self.interruption.check(f"{run.path}, step {end}")
+                self.check(run)
+
+    def check(self, run: Run) -> None:
+        """Ends the run here if any rank was asked to."""
+        self.interruption.check(f"{run.path}, step {self.step}", self.engine.largest)
 
     def notify(self, hook: str, **record: Any) -> None:
         self.pipeline.watchers.notify(hook, **record)
@@ -226,8 +245,14 @@ class _Loop:
         run.update(parameters={**run.record()["parameters"], name: count})
         start = TrainStart(run=run.path, stage=name, steps=stage.steps, parameters=count)
         self.notify("sfumato_on_train_start", start=start)
-        self.interruption.check(f"{run.path}, step {self.step}")
-        batches = Batches(split=self.split, seed=self.experiment.seed, stage=name, size=stage.batch)
+        self.check(run)
+        batches = Batches(
+            split=self.split,
+            seed=self.experiment.seed,
+            stage=name,
+            size=stage.batch,
+            rows=self.engine.rows(stage.batch),
+        )
         steps = range(under_way.step, stage.steps)
         began = time.perf_counter()
         for batch in batches.of(steps, self.engine.device, self.experiment.workers):
@@ -238,12 +263,13 @@ class _Loop:
             done_step = train_step(under_way, self.step, outcome, time.perf_counter() - began)
             run.log(log_line(done_step))
             self.notify("sfumato_on_train_step", step=done_step)
-            stopping = self.interruption.asked and under_way.step < stage.steps
+            asked = self.interruption.asked(self.engine.largest)
+            stopping = asked and under_way.step < stage.steps
             if stopping or (self.due(self.step) and under_way.step < stage.steps):
                 self.save(run, name, under_way)
             yield done_step
             if stopping:
-                self.interruption.check(f"{run.path}, step {self.step}")
+                self.check(run)
             began = time.perf_counter()
         under_way.finish()
 
@@ -277,7 +303,7 @@ class _Loop:
 
     def states(self, under_way: StageRun | None = None) -> dict[str, Mapping[str, Tensor]]:
         """What a checkpoint holds: the weights of each slot that has any, averaged where there is
-        an average, and what a stage needs that is under way.
+        an average, and what a stage needs that is under way; of all ranks, on the first.
         """
         modules = self.pipeline.modules()
         states: dict[str, Mapping[str, Tensor]] = {
@@ -286,17 +312,21 @@ class _Loop:
         if under_way is not None:
             states[under_way.settings.objective.trains] = under_way.weights()
             states[checkpoint.TRAINING] = under_way.state()
-        return states
+        return {slot: self.engine.whole(state) for slot, state in states.items()}
 
     def save(self, run: Run, stage: str, under_way: StageRun | None = None) -> None:
         """Writes a checkpoint, then removes those that are not to be kept."""
-        run.sync()
+        states = self.states(under_way)
+        facts = self.facts(stage, under_way is not None)
+        self.engine.alone(lambda: self.write(run, states, facts))
+
+    def facts(self, stage: str, unfinished: bool) -> Trained:
         objective = self.experiment.stages[stage].objective
         settings, dropout = self.experiment, objective.text_dropout
-        facts = Trained(
+        return Trained(
             step=self.step,
             stage=stage,
-            unfinished=under_way is not None,
+            unfinished=unfinished,
             slots=tuple(sorted({*self.trained, objective.trains})),
             text_dropout=self.text_dropout if dropout is None else dropout,
             noise_schedule=self.schedule
@@ -306,10 +336,13 @@ class _Loop:
             denoiser=settings.denoiser,
             autoencoder=settings.autoencoder,
         )
+
+    def write(self, run: Run, states: Mapping[str, Mapping[str, Tensor]], facts: Trained) -> None:
+        run.sync()
         path = run.checkpoint(self.step)
         files = self.pipeline.text_encoder.files
-        checkpoint.write(path, self.states(under_way), files, plain(facts, self.catalogue))
-        run.retire(settings.checkpoints, self.ends)
+        checkpoint.write(path, states, files, plain(facts, self.catalogue))
+        run.retire(self.experiment.checkpoints, self.ends)
         self.notify("sfumato_on_checkpoint", checkpoint=CheckpointSaved(path=path, step=self.step))
         run.update(examples=len(self.split), dropped=self.split.dropped)
 

@@ -233,6 +233,7 @@ class Contrastive(Objective):
 
     name = "contrastive"
     trains: ClassVar[Literal["text_encoder", "denoiser"]] = "text_encoder"
+    compares = True
 
     merge_equal_captions: bool = option(True, "equal captions of a batch are right answers alike")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sfumato import Batch, ConfigError, JointEncoderModule, Losses, ObjectiveModule
+from sfumato import Batch, ConfigError, JointEncoderModule, Losses, ObjectiveModule, gathered
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,9 +21,10 @@ MAX_LOG_SCALE = math.log(100)
 
 
 def contrastive_losses(
-    images: Tensor, texts: Tensor, scale: Tensor, same: Tensor
+    images: Tensor, texts: Tensor, scale: Tensor, same: Tensor, own: slice | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Half the cross-entropy of each row plus half that of each column of `scale I T^t`.
+    """Half the cross-entropy of each row plus half that of each column of `scale I T^t`, for some
+    examples of a batch.
 
     Pure, and in the dtype of `scale` even under autocast: logits up to 100 need the digits.
 
@@ -31,27 +33,32 @@ def contrastive_losses(
         texts: like images; row i belongs to image i.
         scale: (), the factor on cosine similarities.
         same: (B, B) bool, symmetric, True on the diagonal and wherever two captions count as one.
+        own: the b examples whose losses are wanted, by default all; the others are only compared
+            with.
 
     Returns:
-        Losses (B,), and 1 where the caption nearest to an image is a right one, else 0, (B,).
+        Losses (b,), and 1 where the caption nearest to an image is a right one, else 0, (b,).
     """
     with torch.autocast(images.device.type, enabled=False):
         images = functional.normalize(images.to(scale.dtype), dim=-1)
         texts = functional.normalize(texts.to(scale.dtype), dim=-1)
-        logits = scale * images @ texts.T
-        target = same / same.sum(dim=1, keepdim=True)
-        rows = functional.cross_entropy(logits, target.to(logits), reduction="none")
-        columns = functional.cross_entropy(logits.T, target.to(logits), reduction="none")
-    right = same.gather(1, logits.argmax(dim=1, keepdim=True)).squeeze(1)
-    return (rows + columns) / 2, right.to(logits)
+        scaled = scale * images
+        if own is None:
+            of_images = scaled @ texts.T
+            of_texts = of_images.T
+        else:
+            of_images, of_texts, same = scaled[own] @ texts.T, texts[own] @ scaled.T, same[own]
+        target = (same / same.sum(dim=1, keepdim=True)).to(of_images)
+        rows = functional.cross_entropy(of_images, target, reduction="none")
+        columns = functional.cross_entropy(of_texts, target, reduction="none")
+    right = same.gather(1, of_images.argmax(dim=1, keepdim=True)).squeeze(1)
+    return (rows + columns) / 2, right.to(of_images)
 
 
-def equal_captions(captions: Sequence[str], device: torch.device) -> Tensor:
-    """(B, B) bool: which captions are the same text."""
-    number: dict[str, int] = {}
-    labels = [number.setdefault(caption, len(number)) for caption in captions]
-    label = torch.tensor(labels, device=device)
-    return label[:, None] == label[None, :]
+def labels(captions: Sequence[str]) -> Tensor:
+    """(B,) int64, equal where captions are the same text: a hash, so that ranks agree."""
+    digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in captions)
+    return torch.tensor([int.from_bytes(one, "little", signed=True) for one in digests])
 
 
 class ContrastiveModule(ObjectiveModule):
@@ -70,15 +77,21 @@ class ContrastiveModule(ObjectiveModule):
         self.merge_equal_captions = merge_equal_captions
 
     def losses(self, batch: Batch, draw: Draw) -> Losses:
-        """Contrastive losses (B,), with `accuracy` and `logit_scale`; nothing is drawn."""
-        images = self.encoder.encode_images(batch.images)
-        texts = self.encoder.encode(batch.captions).pooled
+        """Contrastive losses (B,), with `accuracy` and `logit_scale`; nothing is drawn.
+
+        Each example is compared with all of the global batch, on whatever rank they are.
+        """
+        images = gathered(self.encoder.encode_images(batch.images))
+        texts = gathered(self.encoder.encode(batch.captions).pooled)
         scale = self.encoder.log_scale.exp()
         if self.merge_equal_captions:
-            same = equal_captions(batch.captions, images.device)
+            label = gathered(labels(batch.captions).to(images.device))
+            same = label[:, None] == label[None, :]
         else:
             same = torch.eye(len(images), dtype=torch.bool, device=images.device)
-        values, right = contrastive_losses(images, texts, scale, same)
+        first, count = int(batch.rows[0]), len(batch.rows)
+        own = None if count == batch.total else slice(first, first + count)
+        values, right = contrastive_losses(images, texts, scale, same, own)
         numbers = {"accuracy": right, "logit_scale": scale.detach().expand(len(values))}
         return Losses(values=values, numbers=numbers)
 

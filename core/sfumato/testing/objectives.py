@@ -19,6 +19,7 @@ from sfumato.testing import assembly
 from sfumato.testing.laws import expect, expect_close, expect_equal, expect_finite, law, subject
 from sfumato.testing.modules import (
     EXACT,
+    ROUNDING,
     expect_same_state,
     random_state_kept,
     state_of,
@@ -91,6 +92,19 @@ def a_batch_of_one_works(objective: Subject) -> None:
     values = objective.losses(size=1).values
     expect_equal(tuple(values.shape), (1,), "shape of losses")
     expect_finite(values, "losses")
+
+
+@law("objective")
+def rows_can_be_computed_in_parts(objective: Subject) -> None:
+    """A row's loss needs no other row of the batch, unless the settings say `compares`."""
+    if objective.settings.compares:
+        return
+    objective.trained.eval()
+    parts = assembly.batch(BATCH).parts(2)
+    draws = [attrs.evolve(_draw(), examples=part.rows) for part in parts]
+    pairs = zip(parts, draws, strict=True)
+    apart = torch.cat([objective.module(part, draw).values for part, draw in pairs])
+    expect_close(apart, objective.losses().values, "losses of a batch in parts", ROUNDING)
 
 
 @law("objective")

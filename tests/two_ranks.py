@@ -1,0 +1,119 @@
+"""What tests ask of two ranks, which torchrun starts: gradients from given weights, whole runs, a run left half-way."""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from sfumato import Pipeline, batches, plugins, ranks
+from sfumato.registry import Registry
+from sfumato.stage import StageRun
+from sfumato.training import train
+from small import SMALL
+
+BATCH = 9  # of 64 examples: shares of ranks differ by one, and epochs end inside of a batch
+STEPS = 20
+STAGES = [
+    f"stages.{stage}.{option}"
+    for stage in ("clip", "denoiser")
+    for option in (f"steps={STEPS}", f"batch={BATCH}", "warmup=20")
+]
+
+
+def experiment(folder, *overrides):
+    path = folder / "registry.yaml"
+    path.write_text(SMALL)
+    registry = Registry.load(path, plugins.load())
+    return registry.experiment("small", [*STAGES, "evaluation.count=32", *overrides])
+
+
+def gradients(settings, stage, engine):
+    """Of one step from weights that are drawn, so that none is zero: whole, by parameter, and their norm."""
+    split = settings.data.split("train")
+    captions = [split.caption(i) for i in range(len(split))]
+    pipeline = Pipeline(settings, settings.text_encoder.fit(captions))
+    drawing = torch.Generator().manual_seed(1)
+    for parameter in pipeline.denoiser.parameters():
+        parameter.data.normal_(std=0.1, generator=drawing)
+    loop = settings.stages[stage]
+    objective = loop.objective.build(pipeline)
+    slot = getattr(pipeline, loop.objective.trains)
+    under_way = StageRun(stage, loop, slot, objective, engine, settings.seed)
+    rows = engine.rows(BATCH)
+    batch = batches.batch_at(split, 0, stage, BATCH, 3, torch.device("cpu"), rows)
+    under_way._backward(batch)
+    norm = engine.clip(list(under_way.parameters.values()), None)
+    found = {
+        name: parameter.grad
+        for name, parameter in under_way.parameters.items()
+        if parameter.grad is not None
+    }
+    return {**engine.whole(found, everywhere=True), "norm": norm}
+
+
+def watched(folder, original=StageRun.advance):
+    """From now on each rank writes down which examples its steps had."""
+
+    def advance(self, batch):
+        with (folder / f"examples-{self.engine.rank}.jsonl").open("a") as file:
+            file.write(json.dumps([self.name, self.step, batch.examples.tolist()]) + "\n")
+        return original(self, batch)
+
+    StageRun.advance = advance
+
+
+def left_at(step, settings, out, **options):
+    """Trains up to a step, then leaves, as by a kill."""
+    steps = train(settings, out, **options)
+    for done in steps:
+        if done.step == step:
+            steps.close()
+
+
+def gradients_of_stages(folder):
+    for parallel in ("ddp", "fsdp"):
+        settings = experiment(folder, f"parallel={parallel}", "stages.denoiser.accumulation=2")
+        for stage in settings.stages:
+            engine = ranks.engine("cpu", parallel)
+            found = gradients(settings, stage, engine)
+            if engine.main:
+                save_file(found, folder / f"gradients-{stage}-{parallel}.safetensors")
+
+
+def whole_run(folder, *overrides):
+    watched(folder)
+    for _ in train(experiment(folder, *overrides), folder / "run"):
+        pass
+
+
+def weights(folder):
+    """Whole ones on each rank."""
+    gradients_of_stages(folder)
+    whole_run(folder)
+
+
+def shards(folder):
+    """Of weights, on each rank, and the batch computed in parts."""
+    whole_run(folder, "parallel=fsdp", "stages.denoiser.accumulation=2")
+
+
+def half_way(folder):
+    for parallel in ("ddp", "fsdp"):
+        settings = experiment(folder, f"parallel={parallel}", "checkpoints.every=5")
+        left_at(23, settings, folder / parallel)
+
+
+def to_the_end(folder):
+    for parallel in ("ddp", "fsdp"):
+        settings = experiment(folder, f"parallel={parallel}", "checkpoints.every=5")
+        for _ in train(settings, folder / parallel, resume=True):
+            pass
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    globals()[sys.argv[1]](Path(sys.argv[2]))
