@@ -13,10 +13,9 @@ from small import ROOT
 ORDER = (
     "errors", "records", "prediction", "randomness", "modules", "interfaces", "tables", "hookspecs",
     "watchers", "admission", "document", "plugins", "settings", "lock", "experiment", "streaming",
-    "checkpoint", "claim", "runs", "layers", "registry", "schema", "trajectory", "compatibility", "engine", "sampling",
-    "request", "editing", "pictures", "weak", "walk", "pipeline", "exchange", "evaluation", "interruption", "shards", "ranks",
-    "batches", "forwards",
-    "stage", "resumption", "training", "testing", "cli",
+    "checkpoint", "claim", "runs", "layers", "registry", "schema", "trajectory", "compatibility", "engine", "memory",
+    "sampling", "request", "editing", "pictures", "weak", "walk", "pipeline", "exchange", "evaluation", "interruption",
+    "shards", "ranks", "encoded", "batches", "forwards", "stage", "footprint", "resumption", "training", "testing", "cli",
 )  # fmt: skip
 CORE = sorted((ROOT / "core" / "sfumato").rglob("*.py"))
 PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))

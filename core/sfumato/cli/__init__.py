@@ -21,6 +21,7 @@ from sfumato.cli import (
     import_,
     lock,
     new_plugin,
+    plan,
     plugins,
     sample,
     schema,
@@ -39,8 +40,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS = (
-    *(train, sample, import_, export, show, plugins, check, new_plugin, lock, describe, schema),
-    doctor,
+    *(train, plan, sample, import_, export, show, plugins, check, new_plugin, lock, describe),
+    *(schema, doctor),
 )
 for command in COMMANDS:
     name = command.__name__.rpartition(".")[2]
