@@ -153,7 +153,9 @@ def test_a_picture_that_cannot_be_read_stops_with_its_name(call, tmp_path):
     assert (code, err) == (2, "error: pictures/1.png: is not a PNG, JPEG, WebP, BMP or GIF picture; "
                            "repair or remove it, or set on_bad_example: skip\n")  # fmt: skip
     small = [f"--set=stages.{stage}.batch=4" for stage in ("clip", "denoiser")]
-    code, _, err = call("train", "small", "--set", data[:-1] + ", on_bad_example: skip}", *small)
+    code, _, err = call(
+        "train", "small", "--set", data[:-1] + ", on_bad_example: skip, bad_share: 0.2}", *small
+    )
     assert (code, err) == (2, "error: metric.shape_attributes: data 'image_folder' has no palette, "
                            "backgrounds and attributes to compare with; use data: shapes, or leave "
                            "this metric out\n")  # fmt: skip

@@ -39,9 +39,9 @@ def captioned(folder, rows):
 
 
 def train(folder, **options):
-    return ImageFolder(**{"folder": str(folder), "size": 8, "held_out": 0.0, **options}).split(
-        "train"
-    )
+    return ImageFolder(
+        **{"folder": str(folder), "size": 8, "held_out": 0.0, "bad_share": 1.0, **options}
+    ).split("train")
 
 
 def colors(split):
@@ -246,7 +246,8 @@ def test_split_by_hash_is_stable_and_has_its_share(tmp_path):
 
 
 def files(split):
-    return [path.parent.name + "/" + path.name for path, _ in split._examples]
+    paths = (split._pictures[place].path for place in split._sound)
+    return [path.parent.name + "/" + path.name for path in paths]
 
 
 @pytest.mark.parametrize("test", ["test", "validation"])
@@ -278,7 +279,7 @@ def test_a_lone_train_folder_without_a_picture_for_the_split(tmp_path):
     assert captions(data.split("train")) == ["x"]
     assert message(lambda: data.split("test")) == (
         f"{tmp_path}: none of its 1 pictures falls into the test split; "
-        "change held_out, or make folders train and test in it"
+        "change held_out, or name the pictures of each split"
     )
 
 
@@ -346,7 +347,7 @@ def test_no_picture_in_the_split(tmp_path):
     data = ImageFolder(folder=str(tmp_path), held_out=0.0)
     assert message(lambda: data.split("test")) == (
         f"{tmp_path}: none of its 1 pictures falls into the test split; "
-        "change held_out, or make folders train and test in it"
+        "change held_out, or name the pictures of each split"
     )
 
 
@@ -515,6 +516,7 @@ def test_a_bad_example_stops_or_is_dropped(three, spoil, problem):
     assert message(lambda: train(three)) == f"{three}/b.png: {problem}{REMEDY}"
     split = train(three, on_bad_example="skip")
     assert (len(split), split.dropped) == (2, 1)
+    assert split.faults == (f"{three}/b.png: {problem}{REMEDY}",)
     assert captions(split) == ["caption a", "caption c"]
     assert colors(split) == [RED, BLUE]
 
@@ -522,7 +524,7 @@ def test_a_bad_example_stops_or_is_dropped(three, spoil, problem):
 def test_a_bad_example_of_the_other_split_does_not_count(tmp_path):
     for i in range(20):
         paint(tmp_path / "x" / f"{i}.png")
-    data = ImageFolder(folder=str(tmp_path), held_out=0.5, on_bad_example="skip")
+    data = ImageFolder(folder=str(tmp_path), held_out=0.5, on_bad_example="skip", bad_share=0.5)
     train_files = files(data.split("train"))
     (tmp_path / train_files[0]).write_bytes(b"")
     assert [data.split(name).dropped for name in ("train", "test")] == [1, 0]
@@ -597,7 +599,10 @@ def test_a_picture_that_cannot_be_decoded_is_replaced_by_the_next(three):
     for _ in range(2):
         image, caption = split.example(2)
         assert (to_image(image).getpixel((0, 0)), caption) == (RED, "caption a")
-        assert split.dropped == 1
+        assert split.fault(2).startswith(
+            f"{three}/c.jpg: cannot be decoded (image file is truncated"
+        )
+        assert split.fault(0) is None
     assert colors(split) == [RED, GREEN, RED]
     with pytest.raises(IndexError):
         split.example(3)
@@ -619,3 +624,40 @@ def test_all_pictures_bad_on_decoding(tmp_path):
     split = train(tmp_path, on_bad_example="skip")
     error = message(lambda: split.example(0))
     assert error.startswith(f"all 1 pictures are bad; the first: {tmp_path}/x/a.jpg: cannot be dec")
+
+
+@pytest.mark.fault("bad pictures")
+def test_more_than_a_share_of_bad_examples_stops(three):
+    (three / "a.png").write_bytes(b"")
+    truncated_jpeg(three / "c.jpg")
+    (three / "c.png").unlink()
+    split = train(three, on_bad_example="skip", bad_share=0.4)
+    assert len(split) == 2
+    assert message(lambda: split.example(1)).startswith(
+        f"2 of 3 pictures are bad, more than bad_share: 0.4 allows; the first: {three}/a.png: is empty"
+    )
+    assert message(lambda: train(three, on_bad_example="skip", bad_share=0.3)).startswith(
+        "1 of 3 pictures are bad, more than bad_share: 0.3 allows; the first: "
+    )
+
+
+@pytest.mark.fault("bad pictures")
+def test_the_first_ten_faults_are_told(tmp_path):
+    for number in range(14):
+        paint(tmp_path / "x" / f"{number:02}.png")
+        if number:
+            (tmp_path / "x" / f"{number:02}.png").write_bytes(b"")
+    split = train(tmp_path, on_bad_example="skip")
+    assert split.dropped == 13
+    assert [fault.split(":")[0] for fault in split.faults] == [
+        f"{tmp_path}/x/{number:02}.png" for number in range(1, 11)
+    ]
+
+
+def test_the_fingerprint_tells_a_changed_picture(three):
+    before = train(three).fingerprint()
+    assert train(three).fingerprint() == before
+    paint(three / "b.png", BLUE, size=(9, 9))
+    changed = train(three).fingerprint()
+    (three / "b.txt").write_text("another caption")
+    assert len({before, changed, train(three).fingerprint()}) == 3

@@ -9,6 +9,7 @@ imports no torch: listing what is installed must be quick.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -405,6 +406,8 @@ class Objective(Component):
     compares: ClassVar[bool] = False
     """Whether an example's loss depends on the others of its batch, which can then not be computed
     in parts; over ranks, `sfumato.gathered` brings the others."""
+    looks_at_pictures: ClassVar[bool] = True
+    """Whether it needs more of a batch than `Pipeline.encoded` says."""
 
     @property
     def text_dropout(self) -> float | None:
@@ -422,7 +425,9 @@ class Split(ABC):
     """One part of a data source: a map from an index to a captioned picture."""
 
     dropped: int = 0
-    """How many examples were left out because they could not be read."""
+    """How many examples were left out, when the split was made, because they could not be used."""
+    faults: tuple[str, ...] = ()
+    """What is wrong with the first of them."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -444,6 +449,22 @@ class Split(ABC):
         Raises:
             IndexError: as for `example`.
         """
+
+    def fault(self, index: int) -> str | None:
+        """Why `example` gives another one for this index, once it has been asked; None where it
+        gives its own.
+        """
+        return None
+
+    def fingerprint(self) -> str:
+        """Another text wherever examples of the same settings would be others: what is computed
+        from examples is kept under it. By default a hash of all captions, which is enough where
+        the settings alone say what pictures are.
+        """
+        digest = hashlib.sha256()
+        for index in range(len(self)):
+            digest.update(f"{self.caption(index)}\0".encode())
+        return digest.hexdigest()
 
     def refuse_outside(self, index: int) -> None:
         """Raises the IndexError of `example` and `caption`."""

@@ -1,13 +1,15 @@
-"""Captioned pictures: procedural shapes, a folder of one's own, emoji."""
+"""Captioned pictures: procedural shapes, one's own in folders, tars and tables, emoji."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from sfumato import Component, hookimpl
+from sfumato_data.hf_dataset import HfDataset
 from sfumato_data.image_folder import ImageFolder
 from sfumato_data.openmoji import OpenMoji
 from sfumato_data.shapes import Shapes
+from sfumato_data.web_dataset import WebDataset
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,4 +20,4 @@ SFUMATO_API = 1
 @hookimpl
 def sfumato_components() -> Iterable[type[Component]]:
     """The data sources of this plugin."""
-    return [Shapes, ImageFolder, OpenMoji]
+    return [Shapes, ImageFolder, WebDataset, HfDataset, OpenMoji]

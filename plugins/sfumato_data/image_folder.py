@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 import attrs
-from attrs.validators import ge, lt
 
-from sfumato import Data, option, required
+from sfumato import required
+from sfumato_data.stored import StoredPictures
 
 if TYPE_CHECKING:
     from sfumato import Split
 
 
 @attrs.frozen(kw_only=True)
-class ImageFolder(Data):
+class ImageFolder(StoredPictures):
     """PNG, JPEG, WebP, BMP and GIF files below a folder, in the order of their names.
 
     Captions are the column `text` of `metadata.jsonl` or `metadata.csv`, whose `file_name` is a
@@ -36,13 +36,6 @@ class ImageFolder(Data):
     name = "image_folder"
 
     folder: str = required("where the pictures are; `~` is one's home")
-    size: int = option(32, "height and width in pixels", ge(1))
-    held_out: float = option(
-        0.1, "share of the test split, where there is no folder for it", ge(0), lt(1)
-    )
-    on_bad_example: Literal["error", "skip"] = option(
-        "error", "what a bad picture or caption does: stop, or be counted and replaced by the next"
-    )
 
     @classmethod
     def example(cls, folder: Path) -> Self:
@@ -59,21 +52,15 @@ class ImageFolder(Data):
         (folder / "metadata.jsonl").write_text("".join(rows), encoding="utf-8")
         return cls(folder=str(folder), size=8, held_out=0.3)
 
-    @property
-    def picture_size(self) -> tuple[int, int]:
-        """Height and width in pixels, both `size`."""
-        return self.size, self.size
-
     def split(self, name: Literal["train", "test"]) -> Split:
         """The pictures of one split, with their captions and headers already checked.
 
         Raises:
             DataError: there is no such folder or no picture for this split; the metadata is
                 malformed, stands too far down or leads out of the folder; or, unless
-                `on_bad_example` is "skip", an example is bad.
+                `on_bad_example` is "skip", an example is bad; or too many are.
         """
-        from sfumato_data.image_files import ImageFiles
         from sfumato_data.image_listing import list_split
 
         pictures = list_split(Path(self.folder).expanduser(), name, self.held_out)
-        return ImageFiles(pictures, self.size, skip=self.on_bad_example == "skip")
+        return self.examples(pictures, check_headers=True)

@@ -13,19 +13,18 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import attrs
 
 from sfumato import DataError
-from sfumato_data.held_out import is_held_out
+from sfumato_data.examples import LONGEST_CAPTION, bad_example, checked_caption
+from sfumato_data.held_out import held_apart
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"})
 METADATA = ("metadata.jsonl", "metadata.csv")
 IGNORED = (".", "__")
 """How names begin that are passed over."""
-LONGEST_CAPTION = 10_000
-"""In bytes: far more than a text encoder reads, and less than a file that is no caption."""
 
 
 @attrs.frozen
@@ -36,11 +35,20 @@ class ListedPicture:
     path: Path
     caption: Callable[[], str]
 
+    @property
+    def place(self) -> str:
+        """Its path."""
+        return str(self.path)
 
-def bad_example(path: Path, problem: str) -> DataError:
-    """The error about one example, which `on_bad_example` may turn into a gap."""
-    remedy = "repair or remove it, or set on_bad_example: skip"
-    return DataError(problem, place=str(path), remedy=remedy)
+    @property
+    def version(self) -> str:
+        """Size and time of the file."""
+        found = self.path.stat()
+        return f"{found.st_size} {found.st_mtime_ns}"
+
+    def open(self) -> BinaryIO:
+        """The file."""
+        return self.path.open("rb")
 
 
 def list_split(
@@ -58,12 +66,7 @@ def list_split(
     if split_folders is not None:
         return list_pictures(split_folders[split])
     everything = list_pictures(folder / "train" if _holds_only_train(folder) else folder)
-    pictures = [p for p in everything if is_held_out(p.name, held_out) == (split == "test")]
-    if not pictures:
-        problem = f"none of its {len(everything)} pictures falls into the {split} split"
-        remedy = "change held_out, or make folders train and test in it"
-        raise DataError(problem, place=str(folder), remedy=remedy)
-    return pictures
+    return held_apart(everything, split, held_out, folder)
 
 
 def _split_folders(folder: Path) -> Mapping[str, Path] | None:
@@ -167,7 +170,7 @@ def _from_metadata(
             raise DataError(f"{str(name)!r} leads out of the folder", place=place, remedy=remedy)
         if str(name) in known:
             where = f"its caption in {metadata}, line {line},"
-            pictures.append(_listed(folder, str(name), _checked, row["text"], where))
+            pictures.append(_listed(folder, str(name), checked_caption, row["text"], where))
         else:
             missing = f"is missing, but {place} names it"
             pictures.append(_listed(folder, str(name), _refuse, missing))
@@ -216,13 +219,7 @@ def _caption_beside(path: Path) -> str:
         raise bad_example(path, f"has no caption: {sidecar.name} is missing")
     with sidecar.open("rb") as file:
         data = file.read(LONGEST_CAPTION + 1)
-    where = f"its caption {sidecar.name}"
-    if len(data) > LONGEST_CAPTION:
-        raise bad_example(path, f"{where} is longer than {LONGEST_CAPTION} bytes")
-    try:
-        return _checked(path, data.decode("utf-8-sig"), where)
-    except UnicodeDecodeError as error:
-        raise bad_example(path, f"{where} is not UTF-8") from error
+    return checked_caption(path, data, f"its caption {sidecar.name}")
 
 
 def _caption_of_class(path: Path, name: str) -> str:
@@ -231,22 +228,7 @@ def _caption_of_class(path: Path, name: str) -> str:
         places = f"no metadata, no {path.stem}.txt beside it, no class folder around it"
         raise bad_example(path, f"has no caption: {places}")
     words = parts[-2].replace("_", " ").replace("-", " ")
-    return _checked(path, words, "its class folder's name")
-
-
-def _checked(path: Path, caption: object, where: str) -> str:
-    """The caption without the white space around it, if it can be one."""
-    if not isinstance(caption, str):
-        raise bad_example(path, f"{where} is not text")
-    try:
-        length = len(caption.encode())
-    except UnicodeEncodeError as error:
-        raise bad_example(path, f"{where} is not Unicode text") from error
-    if length > LONGEST_CAPTION:
-        raise bad_example(path, f"{where} is longer than {LONGEST_CAPTION} bytes")
-    if not caption.strip():
-        raise bad_example(path, f"{where} is empty")
-    return caption.strip()
+    return checked_caption(path, words, "its class folder's name")
 
 
 def _refuse(path: Path, problem: str) -> str:

@@ -101,6 +101,14 @@ def held_out_is_held_out(data: Subject) -> None:
 
 
 @law("data")
+def the_fingerprint_stands_for_the_examples(data: Subject) -> None:
+    """A split made anew has the same fingerprint, and the other split has another."""
+    found = [data.settings.split(name).fingerprint() for name in NAMES]
+    expect_equal(found, [data.splits[name].fingerprint() for name in NAMES], "fingerprints again:")
+    expect(len({*found}) == len(found), "a fingerprint of each split", "the same")
+
+
+@law("data")
 def survives_pickling(data: Subject) -> None:
     """A split goes to a worker process and gives the same there."""
     for name, split in data.splits.items():
