@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sfumato import interruption, randomness
+from sfumato.encoded import Encoded
 from sfumato.interfaces import Split
 from sfumato.records import Batch
 
@@ -39,10 +40,16 @@ def batch_at(
     step: int,
     device: torch.device,
     rows: range | None = None,
+    encoded: Encoded | None = None,
 ) -> Batch:
-    """The global batch of a step, or some rows of it: only their examples are looked at."""
+    """The global batch of a step, or some rows of it: only their examples are looked at, or what
+    was `encoded` of them before.
+    """
     rows = range(size) if rows is None else rows
     examples = examples_at(len(split), seed, stage, size, step)[rows.start : rows.stop]
+    if encoded is not None:
+        places = torch.arange(rows.start, rows.stop)
+        return attrs.evolve(encoded.batch(examples), rows=places, total=size).to(device)
     images, captions = zip(*(split.example(i) for i in examples), strict=True)
     return Batch(
         images=torch.stack(images).to(device),
@@ -50,6 +57,7 @@ def batch_at(
         examples=torch.tensor(examples, device=device),
         rows=torch.arange(rows.start, rows.stop, device=device),
         total=size,
+        replaced={i: fault for i in examples if (fault := split.fault(i)) is not None},
     )
 
 
@@ -62,12 +70,21 @@ class Batches(Dataset[Batch | Exception]):
     stage: str
     size: int
     rows: range
+    encoded: Encoded | None = None
 
     def __getitem__(self, step: int) -> Batch | Exception:
         """What went wrong comes back as a value: a loader would bury it in a traceback."""
         try:
-            device = torch.device("cpu")
-            return batch_at(self.split, self.seed, self.stage, self.size, step, device, self.rows)
+            return batch_at(
+                self.split,
+                self.seed,
+                self.stage,
+                self.size,
+                step,
+                torch.device("cpu"),
+                self.rows,
+                self.encoded,
+            )
         except Exception as error:
             return error
 

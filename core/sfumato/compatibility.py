@@ -122,6 +122,7 @@ def check_training(
     check_assembly(experiment)
     if start is not None:
         check_start(start, experiment)
+    check_caches(experiment)
     evaluation = experiment.evaluation
     trained = {*slots_trained(experiment), *(start.slots if start is not None else ())}
     if evaluation.metrics and "denoiser" not in trained:
@@ -141,6 +142,22 @@ def check_training(
         weak=weak,
     )
     check_plan(plan)
+
+
+def check_caches(experiment: Experiment) -> None:
+    """Raises ConfigError where an objective needs more than what a cache holds."""
+    for name, stage in experiment.stages.items():
+        objective = stage.objective
+        if stage.cache is None:
+            continue
+        if objective.trains == "text_encoder":
+            problem = f"the objective {objective.name!r} trains the text encoder, so that what it "
+            problem += "says changes at each step"
+        elif objective.looks_at_pictures:
+            problem = f"the objective {objective.name!r} looks at the pictures themselves"
+        else:
+            continue
+        raise ConfigError(problem, place=f"stages.{name}.cache", remedy="leave it out")
 
 
 def check_batches(experiment: Experiment, examples: int, ranks: int = 1) -> None:

@@ -131,6 +131,10 @@ class Stage:
     accumulation: int = option(
         1, "parts that each rank's rows are computed in; the step is the same", ge(1)
     )
+    cache: str | None = option(
+        None,
+        "a folder for latents and text embeddings, which are computed once; null: at each step",
+    )
     nonfinite: Literal["stop", "skip", "rollback"] = option(
         "stop",
         "where loss or gradient is not finite: end the run, leave the step out, or go back to the "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self, Unpack, cast
 import torch
 from torch import Tensor, nn
 
-from sfumato import checkpoint, compatibility, editing, randomness, runs
+from sfumato import checkpoint, compatibility, editing, memory, randomness, runs
 from sfumato.engine import Undrawn, usable
 from sfumato.errors import CheckpointError
 from sfumato.records import SampleStep, Space, TextEmbedding
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sfumato.experiment import PipelineSettings
     from sfumato.interfaces import Guidance, NoiseSchedule
     from sfumato.modules import AdapterModule
+    from sfumato.records import Batch
 
 MODULES = ("text_encoder", "denoiser", "autoencoder")
 SATURATED = 0.9
@@ -205,6 +206,15 @@ class Pipeline:
         """Embeds B prompts."""
         return self.text_encoder.encode(prompts)
 
+    @torch.no_grad()
+    def encoded(self, batch: Batch) -> tuple[Tensor, TextEmbedding]:
+        """Latents (B, C, h, w) and text of a batch: those that it brings, else what the encoders
+        say now.
+        """
+        if batch.latents is not None and batch.text is not None:
+            return batch.latents, batch.text
+        return self.autoencoder.encode(batch.images), self.text_encoder.encode(batch.captions)
+
     def plan(
         self,
         *,
@@ -272,7 +282,7 @@ class Pipeline:
             batch: pictures drawn at once; changes no noise.
 
         Raises:
-            ConfigError: the arguments do not fit each other or the pipeline.
+            ConfigError: the arguments do not fit each other, the pipeline or the memory.
         """
         request = Request.of(
             prompts,
@@ -285,8 +295,13 @@ class Pipeline:
             mask=mask,
             strength=strength,
         )
+        parts = list(request.batches(batch))
+        at_once = max(len(part.prompts) for part in parts)
+        memory.check_sampling(
+            self.settings.picture_size, self.latent_shape, len(prompts), at_once, self.device
+        )
         pictures = []
-        for part in request.batches(batch):
+        for part in parts:
             for step in Walk(self, part).down():
                 x = step.x
             with torch.no_grad():

@@ -107,7 +107,11 @@ class Batch:
     """Captioned pictures of one training step: images (B, 3, H, W) float32 in [-1, 1].
 
     `rows` (B,) int64 are the places in the *global* batch of `total` rows, so that nothing depends
-    on how many ranks share it; `examples` (B,) int64 are indices into the data.
+    on how many ranks share it; `examples` (B,) int64 are indices into the data, and `replaced` says
+    of the broken ones, in whose place others stand, what is wrong.
+
+    Where latents (B, C, h, w) and `text` were computed before, pictures are (B, 3, 0, 0): see
+    `Pipeline.encoded`.
     """
 
     images: Tensor
@@ -115,6 +119,9 @@ class Batch:
     examples: Tensor
     rows: Tensor
     total: int
+    latents: Tensor | None = None
+    text: TextEmbedding | None = None
+    replaced: Mapping[int, str] = attrs.field(factory=dict)
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
@@ -123,6 +130,8 @@ class Batch:
             images=self.images.to(device),
             examples=self.examples.to(device),
             rows=self.rows.to(device),
+            latents=None if self.latents is None else self.latents.to(device),
+            text=None if self.text is None else self.text.map(lambda one: one.to(device)),
         )
 
     def parts(self, count: int) -> list[Batch]:

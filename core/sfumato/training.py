@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfumato import checkpoint, claim, compatibility, evaluation, plugins, ranks, resumption, runs
 from sfumato.batches import Batches
+from sfumato.encoded import Encoded, Encoding
 from sfumato.errors import CheckpointError, SfumatoError
 from sfumato.experiment import Trained
 from sfumato.interruption import Interruption
@@ -176,6 +177,7 @@ class _Loop:
         self.trained = set(() if start is None else start.slots)
         self.schedule = experiment.noise_schedule if start is None else start.noise_schedule
         pipeline.to(engine.device)
+        self.replaced: dict[int, str] = {}
         self.objectives = {
             name: stage.objective.build(pipeline).to(engine.device)
             for name, stage in experiment.stages.items()
@@ -252,10 +254,12 @@ class _Loop:
             stage=name,
             size=stage.batch,
             rows=self.engine.rows(stage.batch),
+            encoded=self.encoded(stage),
         )
         steps = range(under_way.step, stage.steps)
         began = time.perf_counter()
         for batch in batches.of(steps, self.engine.device, self.experiment.workers):
+            self.replaced.update(batch.replaced)
             outcome = under_way.advance(batch)
             self.step += 1
             if outcome.skipped:
@@ -272,6 +276,12 @@ class _Loop:
                 self.check(run)
             began = time.perf_counter()
         under_way.finish()
+
+    def encoded(self, stage: Stage) -> Encoded | None:
+        """What the frozen encoders say of all examples, where the stage keeps that."""
+        if stage.cache is None:
+            return None
+        return Encoding(self.experiment, self.pipeline, self.split, stage, self.engine).complete()
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint of this step is asked for by the settings."""
@@ -344,7 +354,12 @@ class _Loop:
         checkpoint.write(path, states, files, plain(facts, self.catalogue))
         run.retire(self.experiment.checkpoints, self.ends)
         self.notify("sfumato_on_checkpoint", checkpoint=CheckpointSaved(path=path, step=self.step))
-        run.update(examples=len(self.split), dropped=self.split.dropped)
+        faults = [*self.split.faults, *self.replaced.values()]
+        run.update(
+            examples=len(self.split),
+            dropped=self.split.dropped + len(self.replaced),
+            bad_examples=faults[:10],
+        )
 
 
 def train_step(under_way: StageRun, step: int, outcome: Outcome, seconds: float) -> TrainStep:

@@ -29,8 +29,7 @@ class DenoisingModule(ObjectiveModule):
         pipeline, settings = self.pipeline, self.pipeline.settings
         schedule = settings.noise_schedule
         with torch.no_grad():
-            x0 = pipeline.autoencoder.encode(batch.images)
-            text = pipeline.encode(batch.captions)
+            x0, text = pipeline.encoded(batch)
             dropped = draw.uniform("text_dropout") <= self.options.text_dropout
             text = text.replaced(dropped, pipeline.text_encoder.null(len(text)))
         u = draw.uniform("time")

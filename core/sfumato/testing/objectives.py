@@ -167,6 +167,19 @@ def it_trains_nothing_else(objective: Subject) -> None:
 
 
 @law("objective")
+def it_looks_at_what_it_says(objective: Subject) -> None:
+    """Unless `looks_at_pictures`, latents and embeddings are all that it needs of a batch."""
+    if objective.settings.looks_at_pictures:
+        return
+    objective.trained.eval()
+    batch = assembly.batch(BATCH)
+    latents, text = objective.pipeline.encoded(batch)
+    without = attrs.evolve(batch, images=batch.images[..., :0, :0], latents=latents, text=text)
+    values = objective.module(without, _draw()).values
+    expect_close(values, objective.losses().values, "losses without pictures", EXACT)
+
+
+@law("objective")
 def text_dropout_is_a_share(objective: Subject) -> None:
     """`text_dropout` lies in [0, 1], or is None where it has no meaning."""
     share = objective.settings.text_dropout
