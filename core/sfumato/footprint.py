@@ -174,13 +174,7 @@ def _stage(
     under_way = StageRun(name, plain, slot, objective, engine, experiment.seed)
     held = [tensor for module in pipeline.modules().values() for tensor in _tensors(module)]
     batch = _batch(experiment, captions, stage.batch)
-    with FlopCounterMode(display=False) as counter, Alive([*held, batch.images]) as alive:
-        draw = Draw(seed=experiment.seed, stream=name, examples=batch.rows)
-        with engine.autocast(stage.precision):
-            losses = objective(batch, draw)
-        loss = losses.values.float().mean()
-        activations = alive.now
-        engine.backward(loss)
+    flops, activations, most = _step(under_way, batch, held)
     moving = list(under_way.parameters.values())
     under_way.optimizer.step()
     moments = (value for state in under_way.optimizer.state.values() for value in state.values())
@@ -197,15 +191,27 @@ def _stage(
         steps=stage.steps,
         batch=stage.batch,
         epochs=stage.steps * stage.batch / len(captions),
-        flops=counter.get_total_flops(),
+        flops=flops,
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
         average=average,
         activations=activations + images,
-        peak=weights + optimizer + average + images + alive.most,
+        peak=weights + optimizer + average + images + most,
         checkpoint=_checkpoint(pipeline) + optimizer + average,
     )
+
+
+def _step(under_way: StageRun, batch: Batch, held: list[Tensor]) -> tuple[int, int, int]:
+    """FLOP of both passes, and bytes beside what is held: between the passes, and at most."""
+    draw = Draw(seed=under_way.seed, stream=under_way.name, examples=batch.rows)
+    with FlopCounterMode(display=False) as counter, Alive([*held, batch.images]) as alive:
+        with under_way.engine.autocast(under_way.settings.precision):
+            losses = under_way.objective(batch, draw)
+        loss = losses.values.float().mean()
+        between = alive.now
+        under_way.engine.backward(loss)
+    return counter.get_total_flops(), between, alive.most
 
 
 def _checkpoint(pipeline: Pipeline) -> int:
