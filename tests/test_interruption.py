@@ -40,8 +40,8 @@ def raised_in(monkeypatch, owner, name, number, at=1):
         # the save at step 3, and the step after it is the last before the end
         ((checkpoint, "write", 1), signal.SIGUSR1, 143, "run, step 4", [3, 4]),
         ((checkpoint, "sealed", 2), signal.SIGTERM, 143, "run, step 4", [3, 4]),
-        # sampling for the evaluation
-        ((Pipeline, "encode", 1), signal.SIGINT, 130, "run, step 5", [3, 4, 5]),
+        # encoding of the texts of a step, sampling for the evaluation
+        ((Pipeline, "encoded", 1), signal.SIGINT, 130, "run, step 5", [3, 4, 5]),
         ((Pipeline, "sample", 1), signal.SIGTERM, 143, "evaluation", [4, 9, 10]),
     ],
 )  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from sfumato import ConfigError, Draw, Pipeline, batches, cli, train
+from sfumato import ConfigError, Draw, Pipeline, batches, checkpoint, cli, train
 from sfumato.registry import Registry
 from small import SMALL
 
@@ -131,7 +131,9 @@ def imported(small_run, tmp_path):
     settings["sampling"] |= {"size": [32, 32], "steps": 2}
     (run / "settings.yaml").write_text(yaml.safe_dump(settings))
     path = newest(run) / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "text_dropout": None}))
+    stated = {**json.loads(path.read_text()), "text_dropout": None}
+    del stated["sha256"]
+    path.write_bytes(checkpoint.sealed(stated))
     return run
 
 

@@ -61,6 +61,12 @@ def labels(captions: Sequence[str]) -> Tensor:
     return torch.tensor([int.from_bytes(one, "little", signed=True) for one in digests])
 
 
+def _span(rows: Tensor) -> slice:
+    """Neighbouring places (b,) as a slice."""
+    first = int(rows[0])
+    return slice(first, first + len(rows))
+
+
 class ContrastiveModule(ObjectiveModule):
     """Trains a joint encoder."""
 
@@ -89,8 +95,7 @@ class ContrastiveModule(ObjectiveModule):
             same = label[:, None] == label[None, :]
         else:
             same = torch.eye(len(images), dtype=torch.bool, device=images.device)
-        first, count = int(batch.rows[0]), len(batch.rows)
-        own = None if count == batch.total else slice(first, first + count)
+        own = None if len(batch.rows) == batch.total else _span(batch.rows)
         values, right = contrastive_losses(images, texts, scale, same, own)
         numbers = {"accuracy": right, "logit_scale": scale.detach().expand(len(values))}
         return Losses(values=values, numbers=numbers)
