@@ -220,12 +220,16 @@ def test_times_of_the_grid_are_looked_up_and_others_computed(pooled):
         between = grid[:2].mean()
         direct = {float(t): module(x, t.expand(2), words) for t in (*grid, between)}
         for t in (*grid, between):
-            torch.testing.assert_close(module(x, t.expand(2), module.at(known, t)), direct[float(t)])
+            torch.testing.assert_close(
+                module(x, t.expand(2), module.at(known, t)), direct[float(t)]
+            )
 
         for parameter in module.time_embedding.parameters():
             parameter.zero_()
         for t in grid:
-            torch.testing.assert_close(module(x, t.expand(2), module.at(known, t)), direct[float(t)])
+            torch.testing.assert_close(
+                module(x, t.expand(2), module.at(known, t)), direct[float(t)]
+            )
         blind = module(x, between.expand(2), module.at(known, between))
         assert not torch.allclose(blind, direct[float(between)])
 

@@ -198,15 +198,15 @@ class Pipeline:
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Self:
         """Moves all modules, and turns their weights to `dtype`.
 
-        Those of convolutions are stored channels last, as the denoiser's activations are: else a
-        convolution turns them round at each call.
+        Those of the denoiser's convolutions are stored channels last, as its activations are: else
+        a convolution turns them round at each call.
         """
-        modules = [*self.modules().values()]
-        if self.weak is not None:
-            modules.append(self._weak_denoiser)
-        for module in modules:
+        for module in self.modules().values():
             module.to(device, dtype)
-            forwards.channels_last(module)
+        forwards.channels_last(self.denoiser)
+        if self.weak is not None:
+            self._weak_denoiser.to(device, dtype)
+            forwards.channels_last(self._weak_denoiser)
         return self
 
     @torch.no_grad()
