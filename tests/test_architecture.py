@@ -14,8 +14,8 @@ ORDER = (
     "errors", "records", "prediction", "randomness", "modules", "interfaces", "tables", "hookspecs",
     "watchers", "admission", "document", "plugins", "settings", "lock", "experiment", "streaming",
     "checkpoint", "claim", "runs", "layers", "registry", "schema", "trajectory", "compatibility", "engine", "memory",
-    "sampling", "request", "editing", "pictures", "weak", "walk", "pipeline", "exchange", "evaluation", "interruption",
-    "shards", "ranks", "encoded", "batches", "forwards", "stage", "footprint", "resumption", "training", "testing", "cli",
+    "forwards", "compiling", "sampling", "request", "editing", "pictures", "weak", "walk", "pipeline", "exchange", "evaluation", "interruption",
+    "shards", "ranks", "encoded", "batches", "stage", "footprint", "resumption", "training", "testing", "cli",
 )  # fmt: skip
 CORE = sorted((ROOT / "core" / "sfumato").rglob("*.py"))
 PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))

@@ -9,6 +9,7 @@ from sfumato import ConfigError, Space, TextEmbedding
 from sfumato_schedules import LinearBeta
 from sfumato_unet import UNet
 from sfumato_unet.network import sinusoids
+from sfumato_unet.transformer import GroupNorm
 
 SMALL = UNet(channels=(16, 32), attention=(False, True), heads=(2,), groups=4)
 
@@ -207,7 +208,85 @@ def test_precomputed_text_gives_the_same_output(pooled):
         direct = module(x, t, words)
         precomputed = module(x, t, module.precompute(words, t))
 
-    assert torch.equal(direct, precomputed)
+    torch.testing.assert_close(precomputed, direct)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_times_of_the_grid_are_looked_up_and_others_computed(pooled):
+    module = awake(UNet(channels=(16, 32), depth=(2,), heads=(2,), groups=4, pooled=pooled))
+    x, grid, words = noise(2), times(900, 500, 100), text(2)
+    with torch.no_grad():
+        known = module.precompute(words, grid)
+        between = grid[:2].mean()
+        direct = {float(t): module(x, t.expand(2), words) for t in (*grid, between)}
+        for t in (*grid, between):
+            torch.testing.assert_close(
+                module(x, t.expand(2), module.at(known, t)), direct[float(t)]
+            )
+
+        for parameter in module.time_embedding.parameters():
+            parameter.zero_()
+        for t in grid:
+            torch.testing.assert_close(
+                module(x, t.expand(2), module.at(known, t)), direct[float(t)]
+            )
+        blind = module(x, between.expand(2), module.at(known, between))
+        assert not torch.allclose(blind, direct[float(between)])
+
+
+def test_what_is_folded_follows_the_weights_in_place_and_is_no_state():
+    module, x, t, words = awake(SMALL), noise(2), times(500, 500), text(2)
+    names = set(module.state_dict())
+    with torch.no_grad():
+        module.precompute(words, t)
+        addresses = {name: value.data_ptr() for name, value in module.named_buffers()}
+        assert {name.rpartition(".")[0].rpartition(".")[2] for name in addresses} == {
+            "joint",
+            "kernel",
+        }
+        for parameter in module.parameters():
+            parameter.mul_(1.5)
+        known = module.precompute(words, t)
+
+        torch.testing.assert_close(module(x, t, known), module(x, t, words))
+    assert addresses == {name: value.data_ptr() for name, value in module.named_buffers()}
+    assert set(module.state_dict()) == names
+    SMALL.build(space()).load_state_dict(module.state_dict(), strict=True)
+
+
+def test_projections_that_are_no_plain_matrices_are_not_folded():
+    class Doubled(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    module, x, t, words = awake(SMALL), noise(2), times(500, 500), text(2)
+    attention = module.mid_block.attentions[0].transformer_blocks[0].attn1
+    doubled = Doubled(32, 32, bias=False)
+    doubled.load_state_dict(attention.to_v.state_dict())
+    attention.to_v = doubled
+    with torch.no_grad():
+        known = module.precompute(words, t)
+        assert attention.joint.value is None
+        torch.testing.assert_close(module(x, t, known), module(x, t, words))
+
+
+def test_group_norm_by_channel_is_group_norm_far_from_zero_too():
+    generator = torch.Generator().manual_seed(0)
+    norm = GroupNorm(4, 12)
+    torch.nn.init.normal_(norm.weight, generator=generator)
+    torch.nn.init.normal_(norm.bias, generator=generator)
+    x = 300 + torch.randn(2, 12, 5, 6, generator=generator)
+    offset = 10 * torch.randn(2, 12, generator=generator)
+    shifted = (x + offset[:, :, None, None]).double()
+    exact = torch.nn.functional.group_norm(shifted, 4, norm.weight.double(), norm.bias.double())
+
+    with torch.no_grad():
+        by_channel = norm.by_channel(x + offset[:, :, None, None])
+        activated = norm(x, offset, silu=True)
+
+    torch.testing.assert_close(by_channel.double(), exact, rtol=1e-3, atol=1e-3)
+    silu = torch.nn.functional.silu(exact)
+    torch.testing.assert_close(activated.double(), silu, rtol=1e-3, atol=1e-3)
 
 
 def test_precomputed_text_does_not_read_the_weights_of_the_text_again():

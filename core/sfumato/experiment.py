@@ -46,6 +46,7 @@ class Sampling:
         optional([min_len(2), max_len(2), deep_iterable(ge(1))]),
     )
     precision: Precision = option("float32", "of the weights and of what is computed with them")
+    compile: bool = option(False, "compile the denoiser; takes a minute, then it is faster")
     weak: str | None = option(None, "RUN or RUN@STEP, of the weaker model that guidance asks")
 
 

@@ -110,9 +110,21 @@ class DenoiserModule(TrainableModule):
 
         Args:
             text: B prompts; only a denoiser with variant nag is given `Opposed`.
-            times: (steps,) float64, the times at which `forward` will be called.
+            times: (steps,) float64, the times at which `forward` will be called, most of them.
         """
         return text
+
+    def at(self, condition: Any, t: Tensor) -> Any:
+        """The condition for one step, where all examples are at the same time.
+
+        Called before `forward`, outside of what is compiled, with a time that the host knows: here
+        what was precomputed for it is looked up. A sampler may ask between those times.
+
+        Args:
+            condition: what `precompute` returned.
+            t: (), float64 on the CPU.
+        """
+        return condition
 
 
 class AdapterModule(DenoiserModule):

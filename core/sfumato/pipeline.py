@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Self, Unpack, cast
 import torch
 from torch import Tensor, nn
 
-from sfumato import checkpoint, compatibility, editing, memory, randomness, runs
+from sfumato import checkpoint, compatibility, editing, forwards, memory, randomness, runs
+from sfumato.compiling import Compiled
 from sfumato.engine import Undrawn, usable
 from sfumato.errors import CheckpointError
 from sfumato.records import SampleStep, Space, TextEmbedding
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from sfumato.experiment import PipelineSettings
     from sfumato.interfaces import Guidance, NoiseSchedule
-    from sfumato.modules import AdapterModule
+    from sfumato.modules import AdapterModule, DenoiserModule
     from sfumato.records import Batch
 
 MODULES = ("text_encoder", "denoiser", "autoencoder")
@@ -72,6 +73,7 @@ class Pipeline:
             weak: the weaker model that guidance may ask.
         """
         self.settings = settings
+        self._compilations: dict[str, Compiled] = {}
         self.watchers = watchers or Watchers()
         self.between_steps: Callable[[], None] = lambda: None
         self.trained: frozenset[str] | None = None
@@ -194,11 +196,17 @@ class Pipeline:
         return next(self.denoiser.parameters()).dtype
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Self:
-        """Moves all modules, and turns their weights to `dtype`."""
+        """Moves all modules, and turns their weights to `dtype`.
+
+        Those of the denoiser's convolutions are stored channels last, as its activations are: else
+        a convolution turns them round at each call.
+        """
         for module in self.modules().values():
             module.to(device, dtype)
+        forwards.channels_last(self.denoiser)
         if self.weak is not None:
             self._weak_denoiser.to(device, dtype)
+            forwards.channels_last(self._weak_denoiser)
         return self
 
     @torch.no_grad()
@@ -376,18 +384,30 @@ class Pipeline:
         settings = self.settings.denoiser
         models = {
             "main": Model(
-                module=self.denoiser, settings=settings, schedule=self.schedule, dtype=self.dtype
+                module=self._compiled("main", self.denoiser),
+                settings=settings,
+                schedule=self.schedule,
+                dtype=self.dtype,
             )
         }
         if self.weak is not None:
             trained = self.weak.trained
             models["weak"] = Model(
-                module=self._weak_denoiser,
+                module=self._compiled("weak", self._weak_denoiser),
                 settings=trained.denoiser,
                 schedule=trained.noise_schedule,
                 dtype=self.dtype,
             )
         return models
+
+    def _compiled(self, name: str, module: DenoiserModule) -> DenoiserModule | Compiled:
+        """The module itself, unless it is to be compiled; then the same object at each call."""
+        if not self.settings.sampling.compile:
+            return module
+        known = self._compilations.get(name)
+        if known is None or known.module is not module:
+            known = self._compilations[name] = Compiled(module)
+        return known
 
     def _space(self, schedule: NoiseSchedule) -> Space:
         """What surrounds a denoiser that is trained on this schedule."""

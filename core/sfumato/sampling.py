@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sfumato import compatibility, trajectory
+from sfumato.compiling import Compiled
 from sfumato.errors import PluginError
 from sfumato.interfaces import Denoiser, NoiseSchedule
 from sfumato.modules import DenoiserModule
@@ -40,7 +41,7 @@ class Model:
     where that is the dtype of x.
     """
 
-    module: DenoiserModule
+    module: DenoiserModule | Compiled
     settings: Denoiser
     schedule: NoiseSchedule
     dtype: torch.dtype | None = None
@@ -107,7 +108,7 @@ class GuidedDenoiser:
         alpha, sigma = model.schedule.alpha_sigma(t)
         x_t = x.repeat(len(branches), 1, 1, 1)
         time = t.to(x.device).expand(len(x_t))
-        condition = self._condition(model, tuple(branches))
+        condition = model.module.at(self._condition(model, tuple(branches)), t)
         output = model.module(x_t.to(dtype=model.dtype), time, condition, variant)
         if output.shape != x_t.shape:
             raise PluginError(

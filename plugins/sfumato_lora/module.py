@@ -46,6 +46,10 @@ class LoRAModule(AdapterModule):
         """That of the denoiser inside."""
         return self.denoiser.precompute(text, times)
 
+    def at(self, condition: Any, t: Tensor) -> Any:
+        """That of the denoiser inside."""
+        return self.denoiser.at(condition, t)
+
     def forward(self, x_t: Tensor, t: Tensor, condition: Any, variant: str | None = None) -> Tensor:
         """That of the denoiser inside, with its adapters; see `DenoiserModule.forward`."""
         return self.denoiser(x_t, t, condition, variant)  # type: ignore[no-any-return]

@@ -64,6 +64,10 @@ class EDMModule(DenoiserModule):
         """That of the network inside."""
         return self.denoiser.precompute(text, times)
 
+    def at(self, condition: Any, t: Tensor) -> Any:
+        """That of the network inside."""
+        return self.denoiser.at(condition, t)
+
     def forward(self, x_t: Tensor, t: Tensor, condition: Any, variant: str | None = None) -> Tensor:
         """x0; see `DenoiserModule.forward`."""
         alpha, sigma = self.schedule.alpha_sigma(t)

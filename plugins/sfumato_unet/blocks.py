@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato_unet.transformer import Transformer, named, zeroed
+from sfumato_unet.folded import Folded
+from sfumato_unet.transformer import GroupNorm, Transformer, named, zeroed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,22 +23,29 @@ if TYPE_CHECKING:
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x))) + time))), the last convolution zero at first."""
+    """x + conv(silu(norm(conv(silu(norm(x))) + time))), the last convolution zero at first.
+
+    Attributes:
+        index: its place among all residual blocks of the network, and so in `Context.shifts`.
+    """
+
+    index: int
 
     def __init__(self, unet: UNet, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(unet.groups, inputs)
+        self.norm1 = GroupNorm(unet.groups, inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.time_emb_proj = nn.Linear(unet.time_width, outputs)
-        self.norm2 = nn.GroupNorm(unet.groups, outputs)
+        self.norm2 = GroupNorm(unet.groups, outputs)
         self.dropout = nn.Dropout(unet.dropout)
         self.conv2 = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.conv_shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """(B, inputs, H, W) and the activated time (B, time width) to (B, outputs, H, W)."""
-        h = self.conv1(F.silu(self.norm1(x))) + self.time_emb_proj(time)[:, :, None, None]
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, H, W)."""
+        h = self.conv1(self.norm1(x, silu=True))
+        h = self.norm2(h, context.shifts[self.index], silu=True)
+        h = self.conv2(self.dropout(h))
         return self.conv_shortcut(x) + h  # type: ignore[no-any-return]
 
 
@@ -50,13 +58,24 @@ class DoublingConv(nn.Conv2d):
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 3, padding=1)
+        self.kernel = Folded(box_convolved)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def fold(self) -> None:
+        """Makes the 4x4 kernel."""
+        self.kernel.refresh(self.weight)
+
+    def forward(self, x: Tensor, folded: bool = False) -> Tensor:
         """(B, C, H, W) to (B, C, 2 H, 2 W)."""
-        kernel = F.pad(self.weight.flip(2, 3).transpose(0, 1), (1, 1, 1, 1))
-        kernel = kernel[:, :, 1:] + kernel[:, :, :-1]
-        kernel = kernel[..., 1:] + kernel[..., :-1]
+        kernel = self.kernel.value if folded else None
+        kernel = box_convolved(self.weight) if kernel is None else kernel
         return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
+
+
+def box_convolved(weight: Tensor) -> Tensor:
+    """The 4x4 kernel of a transposed convolution, of a 3x3 convolution (outputs, inputs, 3, 3)."""
+    kernel = F.pad(weight.flip(2, 3).transpose(0, 1), (1, 1, 1, 1))
+    kernel = kernel[:, :, 1:] + kernel[:, :, :-1]
+    return kernel[..., 1:] + kernel[..., :-1]
 
 
 class Row(nn.Module):
@@ -71,9 +90,9 @@ class Row(nn.Module):
             Transformer(unet, level, text_width) for _ in range(transformers)
         )
 
-    def layer(self, index: int, x: Tensor, time: Tensor, context: Context) -> Tensor:
+    def layer(self, index: int, x: Tensor, context: Context) -> Tensor:
         """A residual block and its transformer: (B, inputs, H, W) to (B, channels, H, W)."""
-        x = self.resnets[index](x, time)
+        x = self.resnets[index](x, context)
         return self.attentions[index](x, context) if index < len(self.attentions) else x
 
 
@@ -87,11 +106,11 @@ class DownBlock(Row):
         down = named(conv=nn.Conv2d(level.channels, level.channels, 3, stride=2, padding=1))
         self.downsamplers = nn.ModuleList([] if last else [down])
 
-    def forward(self, x: Tensor, time: Tensor, context: Context) -> list[Tensor]:
+    def forward(self, x: Tensor, context: Context) -> list[Tensor]:
         """Every output, for the way up; the last of them goes on down."""
         outputs = []
         for index in range(len(self.resnets)):
-            x = self.layer(index, x, time, context)
+            x = self.layer(index, x, context)
             outputs.append(x)
         return outputs + [down(x) for down in self.downsamplers]
 
@@ -102,9 +121,9 @@ class MidBlock(Row):
     def __init__(self, unet: UNet, level: Level, text_width: int) -> None:
         super().__init__(unet, level, (level.channels, level.channels), 1, text_width)
 
-    def forward(self, x: Tensor, time: Tensor, context: Context) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         """Like x (B, C, H, W)."""
-        return self.layer(1, self.layer(0, x, time, context), time, context)
+        return self.layer(1, self.layer(0, x, context), context)
 
 
 class UpBlock(Row):
@@ -115,10 +134,12 @@ class UpBlock(Row):
     ) -> None:
         super().__init__(unet, level, inputs, len(inputs) * level.attention, text_width)
         up = named(conv=DoublingConv(level.channels))
-        self.upsamplers = nn.Sequential(*([] if last else [up]))
+        self.upsamplers = nn.ModuleList([] if last else [up])
 
-    def forward(self, x: Tensor, kept: Sequence[Tensor], time: Tensor, context: Context) -> Tensor:
+    def forward(self, x: Tensor, kept: Sequence[Tensor], context: Context) -> Tensor:
         """(B, C, H, W) and a kept output for each residual block to the next level's input."""
         for index, skip in enumerate(kept):
-            x = self.layer(index, torch.cat((x, skip), dim=1), time, context)
-        return self.upsamplers(x)  # type: ignore[no-any-return]
+            x = self.layer(index, torch.cat((x, skip), dim=1), context)
+        for up in self.upsamplers:
+            x = up.get_submodule("conv")(x, context.folded)
+        return x

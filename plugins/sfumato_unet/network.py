@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
@@ -13,8 +13,16 @@ from torch import Tensor, nn
 
 from sfumato import ConfigError, DenoiserModule, Opposed, Space, TextEmbedding
 from sfumato_unet import variants
-from sfumato_unet.blocks import DownBlock, MidBlock, UpBlock
-from sfumato_unet.transformer import Context, Form, KeysValues, TransformerBlock, named, zeroed
+from sfumato_unet.blocks import DoublingConv, DownBlock, MidBlock, ResidualBlock, UpBlock
+from sfumato_unet.transformer import (
+    Context,
+    Form,
+    GroupNorm,
+    KeysValues,
+    TransformerBlock,
+    named,
+    zeroed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,19 +30,42 @@ if TYPE_CHECKING:
     from sfumato_unet import UNet
 
 
+Shifts = tuple[Tensor, ...]
+"""What times add to each residual block, by its `index`: (times, channels) each."""
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Times:
+    """What the UNet makes of the times of a walk, whatever the picture.
+
+    Attributes:
+        places: of each time in what follows.
+        embedded: (times, time width).
+        shifts: None where the pooled vector has a say in them.
+    """
+
+    places: Mapping[float, int]
+    embedded: Tensor
+    shifts: Shifts | None
+
+
 @attrs.frozen(eq=False, kw_only=True)
 class Condition:
-    """What the UNet makes of a text whatever the time.
+    """What the UNet makes of a text whatever the time, and of the times.
 
     Attributes:
         keys_values: of every cross-attention, (B, heads, L, width / heads) each.
         pooled: (B, time width), or None where the pooled vector is not used.
         opposing: for variant nag, what takes the place of each transformer block.
+        times: from which `UNetModule.at` takes the shifts of one.
+        shifts: of the one time that this is for, (B or 1, channels) each; None where it is for all.
     """
 
     keys_values: tuple[KeysValues, ...]
     pooled: Tensor | None
     opposing: Mapping[int, Form] = attrs.field(factory=dict)
+    times: Times | None = None
+    shifts: Shifts | None = None
 
 
 def sinusoids(timestep: Tensor, width: int) -> Tensor:
@@ -78,10 +109,12 @@ class UNetModule(DenoiserModule):
             self.up_blocks.append(UpBlock(unet, level, inputs, last, space.text_width))
             width = level.channels
 
-        self.conv_norm_out = nn.GroupNorm(unet.groups, unet.channels[0])
+        self.conv_norm_out = GroupNorm(unet.groups, unet.channels[0])
         self.conv_out = zeroed(nn.Conv2d(unet.channels[0], space.channels, 3, padding=1))
         for index, (_, block) in enumerate(self._transformer_blocks()):
             block.index = index
+        for place, residual in enumerate(self._residual_blocks()):
+            residual.index = place
         self.forms = variants.forms_of(unet, self._transformer_blocks())
 
     def _transformer_blocks(self) -> Iterator[tuple[str, TransformerBlock]]:
@@ -89,19 +122,58 @@ class UNetModule(DenoiserModule):
             if isinstance(module, TransformerBlock):
                 yield name, module
 
+    def _residual_blocks(self) -> Iterator[ResidualBlock]:
+        return (module for module in self.modules() if isinstance(module, ResidualBlock))
+
     def _pooled(self, text: TextEmbedding) -> Tensor | None:
         """What the pooled vector adds to the embedded time, (B, time width)."""
         embeddings = (self.class_embedding, self.add_embedding)
         parts = [one(text.pooled) for one in embeddings if one is not None]
         return sum(parts[1:], parts[0]) if parts else None
 
+    def _embedded(self, t: Tensor) -> Tensor:
+        """Times (B,) to (B, time width)."""
+        found = sinusoids(self.schedule.timestep(t), self.conv_in.out_channels)
+        return self.time_embedding(found.to(self.conv_in.weight.dtype))  # type: ignore[no-any-return]
+
+    def _shifts(self, embedded: Tensor, pooled: Tensor | None) -> Shifts:
+        time = F.silu(embedded if pooled is None else embedded + pooled)
+        return tuple(block.time_emb_proj(time) for block in self._residual_blocks())
+
     def precompute(self, text: TextEmbedding | Opposed, times: Tensor) -> Condition:
-        """The keys and values of every cross-attention, and the projected pooled vector."""
+        """The keys and values of every cross-attention, the projected pooled vector, the times."""
+        for module in self.modules():
+            if isinstance(module, DoublingConv):
+                module.fold()
         blocks = [block for _, block in self._transformer_blocks()]
+        for block in blocks:
+            block.attn1.fold()
         own = text.text if isinstance(text, Opposed) else text
         heard = tuple(block.attn2.keys_values(own.tokens) for block in blocks)
         opposed = variants.opposing(blocks, heard, text) if isinstance(text, Opposed) else ()
-        return Condition(keys_values=heard, pooled=self._pooled(own), opposing=dict(opposed))
+        pooled = self._pooled(own)
+        embedded = self._embedded(times.to(own.tokens.device))
+        known = Times(
+            places={float(t): place for place, t in enumerate(times)},
+            embedded=embedded,
+            shifts=self._shifts(embedded, None) if pooled is None else None,
+        )
+        return Condition(keys_values=heard, pooled=pooled, opposing=dict(opposed), times=known)
+
+    def at(self, condition: Any, t: Tensor) -> Any:
+        """With the shifts of t: looked up, or, between the precomputed times, computed."""
+        if not isinstance(condition, Condition) or condition.times is None:
+            return condition
+        known, place = condition.times, condition.times.places.get(float(t))
+        if place is None:
+            embedded = self._embedded(t[None].to(known.embedded.device))
+        else:
+            embedded = known.embedded[place : place + 1]
+        if place is None or known.shifts is None:
+            shifts = self._shifts(embedded, condition.pooled)
+        else:
+            shifts = tuple(one[place : place + 1] for one in known.shifts)
+        return attrs.evolve(condition, times=None, shifts=shifts)
 
     def forward(
         self,
@@ -117,29 +189,30 @@ class UNetModule(DenoiserModule):
         """
         if self.add_embedding is not None:
             self.add_embedding.refuse_other(x_t)
-        if variant not in self.forms:
-            raise ConfigError(f"the unet has no variant {variant!r}", place="denoiser")
-        if isinstance(condition, Opposed):
-            condition = self.precompute(condition, t)
-        if isinstance(condition, TextEmbedding):
-            context = Context(condition.tokens, self.forms[variant])
-            pooled = self._pooled(condition)
-        else:
-            forms = condition.opposing if variant == "nag" else self.forms[variant]
-            context = Context(condition.keys_values, forms)
-            pooled = condition.pooled
-        timestep = self.schedule.timestep(t)
-        time = self.time_embedding(sinusoids(timestep, self.conv_in.out_channels).to(x_t.dtype))
-        time = F.silu(time if pooled is None else time + pooled)
-
+        context = self._context(t, condition, variant)
         x = self.conv_in(x_t.contiguous(memory_format=torch.channels_last))
         kept = [x]
         for down in self.down_blocks:
-            kept += down(kept[-1], time, context)
-        x = self.mid_block(kept[-1], time, context)
+            kept += down(kept[-1], context)
+        x = self.mid_block(kept[-1], context)
         for up in self.up_blocks:
-            x = up(x, [kept.pop() for _ in range(self.layers + 1)], time, context)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))  # type: ignore[no-any-return]
+            x = up(x, [kept.pop() for _ in range(self.layers + 1)], context)
+        return self.conv_out(self.conv_norm_out(x, silu=True))  # type: ignore[no-any-return]
+
+    def _context(
+        self, t: Tensor, condition: TextEmbedding | Opposed | Condition, variant: str | None
+    ) -> Context:
+        if variant not in self.forms:
+            raise ConfigError(f"the unet has no variant {variant!r}", place="denoiser")
+        if isinstance(condition, Opposed):
+            condition = self.precompute(condition, t[:0])
+        if isinstance(condition, TextEmbedding):
+            shifts = self._shifts(self._embedded(t), self._pooled(condition))
+            return Context(condition.tokens, self.forms[variant], shifts)
+        known = condition.shifts
+        shifts = self._shifts(self._embedded(t), condition.pooled) if known is None else known
+        forms = condition.opposing if variant == "nag" else self.forms[variant]
+        return Context(condition.keys_values, forms, shifts, folded=True)
 
 
 def _embedding(inputs: int, outputs: int) -> nn.Sequential:

@@ -7,11 +7,14 @@ those of diffusers; so there is an `ff.net.2`.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sfumato_unet.folded import Folded
 
 if TYPE_CHECKING:
     from sfumato_unet import Level, UNet
@@ -25,16 +28,49 @@ Form = Callable[["TransformerBlock", Tensor, Text, Size], Tensor]
 """What takes the place of a block's `forward`; it is told the height and width of the level too."""
 
 
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm of x + offset, activated or not; compiled for a GPU, told for channels last.
+
+    A group's channels are few and lie apart. So the moments of each channel come first, by one
+    reduction in the order of memory, and those of the group from these: the variance is the mean of
+    the variances and the variance of the means.
+    """
+
+    def forward(self, x: Tensor, offset: Tensor | None = None, silu: bool = False) -> Tensor:
+        """Like x (B, C, H, W); offset (B or 1, C)."""
+        if offset is not None:
+            x = x + offset[:, :, None, None]
+        compiled = x.is_cuda and torch.compiler.is_compiling()
+        x = self.by_channel(x) if compiled else super().forward(x)
+        return F.silu(x) if silu else x
+
+    def by_channel(self, x: Tensor) -> Tensor:
+        """The norm alone, in float32, like x."""
+        variances, means = torch.var_mean(x.float(), (2, 3), correction=0)
+        means = means.view(len(x), self.num_groups, -1)
+        spread, mean = torch.var_mean(means, -1, correction=0, keepdim=True)
+        variance = variances.view_as(means).mean(-1, keepdim=True) + spread
+        scale = (variance + self.eps).rsqrt() * self.weight.view(self.num_groups, -1)
+        shift = self.bias.view(self.num_groups, -1) - mean * scale
+        scale, shift = (one.view(len(x), -1, 1, 1) for one in (scale, shift))
+        return (x * scale + shift).to(x.dtype)
+
+
 class Context(NamedTuple):
-    """What one call of the network hands to its transformers; a tuple, which can be compiled.
+    """What one call of the network hands to all of its blocks; a tuple, which can be compiled.
 
     Attributes:
         text: see `Text`.
-        forms: what takes the place of blocks, by their `index`; none in the plain network.
+        forms: what takes the place of transformer blocks, by their `index`; none in the plain
+            network.
+        shifts: what the time adds to each residual block, by its `index`: (B or 1, channels).
+        folded: whether what is `Folded` is there and may be used.
     """
 
     text: Text
     forms: Mapping[int, Form]
+    shifts: Sequence[Tensor] = ()
+    folded: bool = False
 
 
 def named(**modules: nn.Module) -> nn.Sequential:
@@ -49,6 +85,11 @@ def zeroed(module: Zeroed) -> Zeroed:
     return module
 
 
+def joined(*weights: Tensor) -> Tensor:
+    """Matrices (outputs, inputs) as one, their outputs in a row."""
+    return torch.cat(weights)
+
+
 class Attention(nn.Module):
     """softmax(Q K^T / sqrt(head width)) V, with Q from x and K, V from a context."""
 
@@ -59,6 +100,7 @@ class Attention(nn.Module):
         self.to_k = nn.Linear(context_width, width, bias=False)
         self.to_v = nn.Linear(context_width, width, bias=False)
         self.to_out = nn.Sequential(nn.Linear(width, width))
+        self.joint = Folded(joined)
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, N, width) to (B, heads, N, width / heads)."""
@@ -72,6 +114,29 @@ class Attention(nn.Module):
         """Like x (B, N, width); the context is a tensor, or its `keys_values`."""
         keys_values = self.keys_values(context) if isinstance(context, Tensor) else context
         return self.to_out(self.attend(self.to_q(x), keys_values))  # type: ignore[no-any-return]
+
+    def fold(self) -> None:
+        """Makes the joint matrix of `among`."""
+        if self._plain():
+            self.joint.refresh(self.to_q.weight, self.to_k.weight, self.to_v.weight)
+
+    def among(self, x: Tensor, folded: bool) -> Tensor:
+        """`forward` where x (B, N, width) is its own context; folded, by one product for three.
+
+        Compiled it is one product too: then x has one gradient, not three to add.
+        """
+        joint = self.joint.value if folded else None
+        if joint is None and torch.compiler.is_compiling() and self._plain():
+            joint = joined(self.to_q.weight, self.to_k.weight, self.to_v.weight)
+        if joint is None:
+            return self(x, x)  # type: ignore[no-any-return]
+        queries, keys, values = F.linear(x, joint).chunk(3, dim=-1)
+        attended = self.attend(queries, (self._split(keys), self._split(values)))
+        return self.to_out(attended)  # type: ignore[no-any-return]
+
+    def _plain(self) -> bool:
+        """Whether the projections are matrices and nothing else, such as adapters around them."""
+        return all(type(one) is nn.Linear for one in (self.to_q, self.to_k, self.to_v))
 
     def attend(self, queries: Tensor, keys_values: KeysValues) -> Tensor:
         """What queries (B, N, width), not yet split into heads, find in a context: like them."""
@@ -88,8 +153,16 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, inputs) to (B, N, outputs)."""
-        projected: Tensor = self.proj(x)
-        value, gate = projected.chunk(2, dim=-1)
+        if (
+            torch.compiler.is_compiling()
+            and torch.is_grad_enabled()
+            and type(self.proj) is nn.Linear
+        ):
+            # Two products: else it takes a pass of its own to put both gradients side by side.
+            weights, biases = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
+            value, gate = map(F.linear, (x, x), weights, biases)
+        else:
+            value, gate = self.proj(x).chunk(2, dim=-1)
         return value * F.gelu(gate)
 
 
@@ -118,8 +191,7 @@ class TransformerBlock(nn.Module):
         form = context.forms.get(self.index)
         if form is not None:
             return form(self, x, context.text, size)
-        pixels = self.norm1(x)
-        return self.after_pixels(x + self.attn1(pixels, pixels), context.text)
+        return self.after_pixels(x + self.attn1.among(self.norm1(x), context.folded), context.text)
 
     def after_pixels(self, x: Tensor, text: Text) -> Tensor:
         """What follows self-attention, like x (B, N, width)."""
@@ -144,7 +216,7 @@ class Transformer(nn.Module):
     def __init__(self, unet: UNet, level: Level, text_width: int) -> None:
         super().__init__()
         width, projection = level.channels, nn.Linear if unet.linear_projection else TokenConv
-        self.norm = nn.GroupNorm(unet.groups, width, eps=1e-6)
+        self.norm = GroupNorm(unet.groups, width, eps=1e-6)
         self.proj_in = projection(width, width)
         self.transformer_blocks = nn.ModuleList(
             TransformerBlock(width, level.heads, text_width) for _ in range(level.depth)

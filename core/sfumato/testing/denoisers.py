@@ -197,15 +197,20 @@ def replaced_text_is_null(denoiser: Subject) -> None:
 
 @law("denoiser")
 def precompute_changes_nothing(denoiser: Subject) -> None:
-    """What `precompute` makes of a text serves, at all its times and over and over, as the text."""
+    """What `precompute` makes of a text serves, at all its times, between them, and over and over,
+    as the text, with `at` and without.
+    """
     x_t, _, text = _inputs()
     times = torch.tensor(TIMES[::-1], dtype=torch.float64)
     with torch.no_grad():
         condition = denoiser.module.precompute(text, times)
-    for time in (*times, times[0]):
+    for time in (*times, times[:2].mean(), times[0]):
         t = time.expand(3)
         wanted = denoiser(x_t, t, text)
         expect_close(denoiser(x_t, t, condition), wanted, "the precomputed prediction", ROUNDING)
+        with torch.no_grad():
+            here = denoiser.module.at(condition, time)
+        expect_close(denoiser(x_t, t, here), wanted, "the prediction precomputed at t", ROUNDING)
 
 
 @law("denoiser")
