@@ -95,8 +95,12 @@ def main(folder, kills, seed):
             counts["kills"][where] = counts["kills"].get(where, 0) + 1
             continue
         counts["finished"] += 1
-        counts["unusable"] += os.WEXITSTATUS(status) != 0
-        counts["equal"] += os.WEXITSTATUS(status) == 0 and fingerprint(out) == wanted
+        if os.WEXITSTATUS(status):
+            counts["unusable"] += 1
+        elif (found := fingerprint(out)) == wanted:
+            counts["equal"] += 1
+        else:
+            sys.stderr.write(f"found {found}\nwanted {wanted}\n")
         shutil.rmtree(out)
     return counts
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import sys
 import warnings
 
 import pytest
@@ -351,3 +352,17 @@ def test_nothing_is_removed_before_the_next_is_read_back(registry, tmp_path, mon
     assert checkpoints(out) == ["step-00000005", "step-00000010"]
     checkpoint.verify(out / "checkpoints" / "step-00000005")
     assert record(out)["status"] == "failed"
+
+
+def test_a_kill_between_a_checkpoint_and_what_it_replaces_leaves_nothing(
+    undisturbed, registry, tmp_path
+):
+    out = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr("sfumato.checkpoint.remove", lambda path: sys.exit())
+        run(registry, out, DUE)
+    assert len(checkpoints(out)) == 3
+    shutil.copytree(undisturbed / "checkpoints", out / "checkpoints", dirs_exist_ok=True)
+    shutil.copy(undisturbed / "metrics.jsonl", out)  # as if only the last removal had been missed
+    run(registry, out, DUE, resume=True)
+    assert fingerprint(out) == fingerprint(undisturbed)

@@ -24,5 +24,5 @@ def test_a_run_that_is_killed_at_random_moments(tmp_path):
     sys.stdout.write(f"{counts}\n")
     assert sum(counts["kills"].values()) == kills
     assert counts["unusable"] == 0, done.stderr
-    assert counts["equal"] == counts["finished"] > 0
+    assert counts["equal"] == counts["finished"] > 0, done.stderr
     assert counts["kills"]["saving"] >= 20

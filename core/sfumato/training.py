@@ -107,6 +107,7 @@ def train(
         def begin() -> None:
             if begun:
                 run.go_on(found.trained.step if found else 0, experiment, catalogue, engine.ranks)
+                run.retire(experiment.checkpoints, loop.ends)  # a kill may have come before it
             else:
                 held.enter_context(runs.new_folder(path))
                 _begun(path, experiment, catalogue, start, engine.ranks)
