@@ -155,8 +155,8 @@ def normal(*shape):
     params=[offer.component for offer in sfumato.plugins.load().offers if offer.component.kind == "sampler"],
     ids=lambda component: component.name,
 )  # fmt: skip
-def sampler(request):
-    return request.param()
+def sampler(request, tmp_path):
+    return request.param.example(tmp_path)
 
 
 LEFT = torch.tensor([True, False]).expand(1, 1, 2, 2)

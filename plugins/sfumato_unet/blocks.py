@@ -26,7 +26,7 @@ class ResidualBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x))) + time))), the last convolution zero at first.
 
     Attributes:
-        index: its place among all residual blocks of the network, and so in `Context.shifts`.
+        index: its place among all residual blocks of the network, and so in a precomputed time.
     """
 
     index: int
@@ -44,7 +44,9 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, H, W)."""
         h = self.conv1(self.norm1(x, silu=True))
-        h = self.norm2(h, context.shifts[self.index], silu=True)
+        time = context.time
+        shift = self.time_emb_proj(time) if isinstance(time, Tensor) else time[self.index]
+        h = self.norm2(h, shift, silu=True)
         h = self.conv2(self.dropout(h))
         return self.conv_shortcut(x) + h  # type: ignore[no-any-return]
 
@@ -69,6 +71,18 @@ class DoublingConv(nn.Conv2d):
         kernel = self.kernel.value if folded else None
         kernel = box_convolved(self.weight) if kernel is None else kernel
         return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
+
+
+class Upsampler(nn.Module):
+    """A doubling convolution, under the name that it has in the state dict."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = DoublingConv(channels)
+
+    def forward(self, x: Tensor, folded: bool) -> Tensor:
+        """(B, C, H, W) to (B, C, 2 H, 2 W)."""
+        return self.conv(x, folded)  # type: ignore[no-any-return]
 
 
 def box_convolved(weight: Tensor) -> Tensor:
@@ -133,13 +147,12 @@ class UpBlock(Row):
         self, unet: UNet, level: Level, inputs: Sequence[int], last: bool, text_width: int
     ) -> None:
         super().__init__(unet, level, inputs, len(inputs) * level.attention, text_width)
-        up = named(conv=DoublingConv(level.channels))
-        self.upsamplers = nn.ModuleList([] if last else [up])
+        self.upsamplers = nn.ModuleList([] if last else [Upsampler(level.channels)])
 
     def forward(self, x: Tensor, kept: Sequence[Tensor], context: Context) -> Tensor:
         """(B, C, H, W) and a kept output for each residual block to the next level's input."""
         for index, skip in enumerate(kept):
             x = self.layer(index, torch.cat((x, skip), dim=1), context)
         for up in self.upsamplers:
-            x = up.get_submodule("conv")(x, context.folded)
+            x = up(x, context.folded)
         return x

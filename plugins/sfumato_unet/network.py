@@ -19,6 +19,7 @@ from sfumato_unet.transformer import (
     Form,
     GroupNorm,
     KeysValues,
+    Time,
     TransformerBlock,
     named,
     zeroed,
@@ -137,7 +138,7 @@ class UNetModule(DenoiserModule):
         return self.time_embedding(found.to(self.conv_in.weight.dtype))  # type: ignore[no-any-return]
 
     def _shifts(self, embedded: Tensor, pooled: Tensor | None) -> Shifts:
-        time = F.silu(embedded if pooled is None else embedded + pooled)
+        time = _activated(embedded, pooled)
         return tuple(block.time_emb_proj(time) for block in self._residual_blocks())
 
     def precompute(self, text: TextEmbedding | Opposed, times: Tensor) -> Condition:
@@ -207,12 +208,17 @@ class UNetModule(DenoiserModule):
         if isinstance(condition, Opposed):
             condition = self.precompute(condition, t[:0])
         if isinstance(condition, TextEmbedding):
-            shifts = self._shifts(self._embedded(t), self._pooled(condition))
-            return Context(condition.tokens, self.forms[variant], shifts)
-        known = condition.shifts
-        shifts = self._shifts(self._embedded(t), condition.pooled) if known is None else known
+            activated = _activated(self._embedded(t), self._pooled(condition))
+            return Context(condition.tokens, self.forms[variant], activated)
+        time: Time | None = condition.shifts
+        if time is None:
+            time = _activated(self._embedded(t), condition.pooled)
         forms = condition.opposing if variant == "nag" else self.forms[variant]
-        return Context(condition.keys_values, forms, shifts, folded=True)
+        return Context(condition.keys_values, forms, time, folded=True)
+
+
+def _activated(embedded: Tensor, pooled: Tensor | None) -> Tensor:
+    return F.silu(embedded if pooled is None else embedded + pooled)
 
 
 def _embedding(inputs: int, outputs: int) -> nn.Sequential:

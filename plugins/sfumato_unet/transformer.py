@@ -7,7 +7,7 @@ those of diffusers; so there is an `ff.net.2`.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
@@ -23,6 +23,9 @@ Zeroed = TypeVar("Zeroed", bound=nn.Module)
 KeysValues = tuple[Tensor, Tensor]
 Text = Tensor | tuple[KeysValues, ...]
 """Text tokens (B, L, D), or what every transformer block has made of them, by its `index`."""
+Time = Tensor | tuple[Tensor, ...]
+"""The activated time embedding (B, time width), or what every residual block has made of it and
+adds, (B or 1, channels) each, by its `index`."""
 Size = tuple[int, int]
 Form = Callable[["TransformerBlock", Tensor, Text, Size], Tensor]
 """What takes the place of a block's `forward`; it is told the height and width of the level too."""
@@ -63,13 +66,13 @@ class Context(NamedTuple):
         text: see `Text`.
         forms: what takes the place of transformer blocks, by their `index`; none in the plain
             network.
-        shifts: what the time adds to each residual block, by its `index`: (B or 1, channels).
+        time: see `Time`.
         folded: whether what is `Folded` is there and may be used.
     """
 
     text: Text
     forms: Mapping[int, Form]
-    shifts: Sequence[Tensor] = ()
+    time: Time
     folded: bool = False
 
 
