@@ -83,7 +83,7 @@ def test_a_block_is_what_is_written_by_hand(module, variant):
     form = module.forms[variant].get(block.index)
     with torch.no_grad():
         expected = BY_HAND[variant](block, x, tokens)
-        output = block(x, Context(tokens, {block.index: form} if form else {}), (4, 3))
+        output = block(x, Context(tokens, {block.index: form} if form else {}, time=()), (4, 3))
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
 
 
