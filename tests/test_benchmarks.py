@@ -3,9 +3,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "sd.py"
 
 
+@pytest.mark.slow
 def test_the_race_against_diffusers_runs_on_a_cpu_at_small_size():
     options = "--device cpu --size tiny --how eager --work sampling --rounds 1".split()
     done = subprocess.run(

@@ -172,6 +172,7 @@ def test_tracing_shows_what_each_plugin_brings_and_the_traceback_of_a_broken_one
     assert 'import_error/__init__.py", line 1, in <module>\n    import nowhere\n' in shown
 
 
+@pytest.mark.slow
 def test_a_run_opens_again_while_two_distributions_collide(sfumato, wheel, registry_file, tmp_path):
     env = environment(wheel("good-noise"), wheel("other-noise"))
     done = sfumato("show", "small", "--set", "noise_schedule=curve", env=env)

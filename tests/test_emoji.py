@@ -36,6 +36,7 @@ def denoising(steps):
     return [step.loss for step in steps if step.stage == "denoiser"]
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_a_grid_is_written(run):
     folder, steps = run
     losses = denoising(steps)
@@ -44,6 +45,7 @@ def test_the_loss_falls_and_a_grid_is_written(run):
     assert json.loads((folder / "run.json").read_text())["status"] == "completed"
 
 
+@pytest.mark.slow
 def test_every_caption_fits_the_text_encoder(registry, run):
     from sfumato import Pipeline
 
@@ -55,6 +57,7 @@ def test_every_caption_fits_the_text_encoder(registry, run):
         assert len(encoded) == len(split)
 
 
+@pytest.mark.slow
 def test_the_same_pictures_from_a_folder_train_to_the_same_losses(registry, run, tmp_path):
     export_image_folder(OpenMoji(size=32), tmp_path / "emoji")
     data = f"data={{use: image_folder, folder: {tmp_path / 'emoji'}, size: 32}}"
