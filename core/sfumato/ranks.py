@@ -238,6 +238,7 @@ class Ranks(Single):
     def unwrap(self) -> None:
         """The module that was wrapped is as it was before, with room for whole weights."""
         self._model = None
+        self.accelerator._models.clear()  # else the buckets of its gradients stay in memory
         if self._sharding is not None:
             self._sharding.undo()
             self._sharding = None

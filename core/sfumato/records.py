@@ -52,6 +52,10 @@ class TextEmbedding:
             pooled=function(self.pooled, *(other.pooled for other in others)),
         )
 
+    def rows(self, start: int, end: int) -> TextEmbedding:
+        """The prompts from `start` to before `end`."""
+        return self.map(lambda one: one[start:end])
+
     def replaced(self, rows: Tensor, by: TextEmbedding) -> TextEmbedding:
         """With those prompts taken from `by` where `rows` (B,) bool is True."""
 
@@ -144,6 +148,8 @@ class Batch:
                 captions=self.captions[start:end],
                 examples=self.examples[start:end],
                 rows=self.rows[start:end],
+                latents=None if self.latents is None else self.latents[start:end],
+                text=None if self.text is None else self.text.rows(start, end),
             )
             for start, end in itertools.pairwise(ends)
         ]

@@ -138,7 +138,8 @@ class Run:
 
     def sync(self) -> None:
         """Makes `metrics.jsonl` durable, as a checkpoint is that stands at its last line."""
-        with (self.path / METRICS).open("rb") as file:
+        path = self.path / METRICS
+        with _writing(path), path.open("rb") as file:
             os.fsync(file.fileno())
 
     def go_on(
@@ -201,7 +202,8 @@ class Run:
     def checkpoint_steps(self) -> list[int]:
         """The steps at which there is a checkpoint, rising."""
         folders = (self.path / CHECKPOINTS).glob("step-*")
-        return sorted(int(folder.name.removeprefix("step-")) for folder in folders)
+        steps = (folder.name.removeprefix("step-") for folder in folders)
+        return sorted(int(step) for step in steps if step.isdecimal())
 
     def retire(self, kept: Checkpoints, ends: Collection[int]) -> None:
         """Removes the checkpoints that are not to be kept, after the newest was read back.

@@ -94,6 +94,8 @@ class Sharding:
 
         self._before += [(part, type(part), _noted(part)) for part in root.modules()]
         scalars = {parameter for parameter in root.parameters() if parameter.ndim == 0}
+        for parameter in root.parameters():
+            parameter.data = parameter.data.contiguous()  # channels last cannot be cut
         for block in module.blocks():
             fully_shard(block, mesh=self.mesh, ignored_params=scalars)
         fully_shard(root, mesh=self.mesh, ignored_params=scalars)

@@ -194,9 +194,9 @@ class StageRun:
         for name, parameter in self.parameters.items():
             if self.averaged is not None:
                 found[f"weights.{name}"] = parameter
-            if self.updates:
-                for moment in MOMENTS:
-                    found[f"{moment}.{name}"] = self.optimizer.state[parameter][moment]
+            # A parameter that has had no gradient yet has no moments.
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                found[f"{key}.{name}"] = value
         return found
 
     def restore(
@@ -220,9 +220,9 @@ class StageRun:
             if self.averaged is not None:
                 with torch.no_grad():
                     parameter.copy_(shards.alike(state[f"weights.{name}"], parameter))
-            if self.updates:
+            if f"step.{name}" in state:
                 self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(self.updates), device=parameter.device),
+                    "step": state[f"step.{name}"].to(parameter.device, copy=True),
                     **{
                         moment: shards.alike(state[f"{moment}.{name}"], parameter)
                         for moment in MOMENTS

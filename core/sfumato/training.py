@@ -282,7 +282,8 @@ class _Loop:
         """What the frozen encoders say of all examples, where the stage keeps that."""
         if stage.cache is None:
             return None
-        return Encoding(self.experiment, self.pipeline, self.split, stage, self.engine).complete()
+        encoding = Encoding(self.experiment, self.pipeline, self.split, stage, self.engine)
+        return self.engine.in_turn(encoding.complete)
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint of this step is asked for by the settings."""

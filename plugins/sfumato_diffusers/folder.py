@@ -93,7 +93,8 @@ class Folder:
         """
         folder = self.path(part)
         names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        for name in sorted(names, key=len):  # without a variant before with one
+        whole = [f"{stem}.safetensors", f"{stem}.safetensors.index.json"]  # before any variant
+        for name in sorted(names, key=lambda name: name not in whole):
             if name.startswith(f"{stem}.") and name.endswith(WEIGHTS) and "-of-" not in name:
                 return self._tensors(f"{part}/{name}")
             if name.startswith(f"{stem}.safetensors.index.") and name.endswith(".json"):
