@@ -44,7 +44,7 @@ def compiled(module: TrainableModule) -> None:
     """
     whole = type(module).forward is not nn.Module.forward
     for part in [module] if whole else _blocks(module):
-        _replace(part, torch.compile(part.forward))
+        _replace(part, torch.compile(part.forward, dynamic=False))
 
 
 def channels_last(module: nn.Module) -> None:
