@@ -291,6 +291,19 @@ def test_the_published_autoencoder():
 # Other ways to lay the same weights out
 
 
+def test_shards_come_before_another_precision(sd_folder, tmp_path):
+    whole = sd_folder / "unet" / "diffusion_pytorch_model.safetensors"
+    state = load_file(whole)
+    whole.unlink()
+    save_file(state, whole.with_name("a-1-of-1.safetensors"))
+    index = {"weight_map": dict.fromkeys(state, "a-1-of-1.safetensors")}
+    whole.with_name(whole.name + ".index.json").write_text(json.dumps(index))
+    half = {name: tensor.half() for name, tensor in state.items()}
+    save_file(half, whole.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    found = Pipeline.load(imported(sd_folder, tmp_path / "run")).denoiser.state_dict()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
 def test_shards_half_precision_and_old_names(sd_folder, tmp_path):
     whole = sd_folder / "unet" / "diffusion_pytorch_model.safetensors"
     state = {name: tensor.half() for name, tensor in load_file(whole).items()}

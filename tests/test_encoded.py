@@ -65,6 +65,15 @@ def test_losses_are_those_without_a_cache(registry, tmp_path, cached, encodings,
     assert first == pytest.approx(plain, rel=1e-6 if precision == "float32" else 1e-3)
 
 
+def test_in_parts_too(registry, tmp_path, cached):
+    """One row in each: what is cut wrongly would broadcast."""
+    parts = ["stages.denoiser.batch=4", "stages.denoiser.accumulation=4"]
+    plain = losses(run(registry, tmp_path / "plain", "stages.denoiser.batch=4"))
+    assert losses(run(registry, tmp_path / "kept", *parts, cached)) == pytest.approx(
+        plain, rel=1e-5
+    )
+
+
 def test_in_worker_processes_too(registry, tmp_path, cached):
     inside = losses(run(registry, tmp_path / "inside", cached))
     assert losses(run(registry, tmp_path / "workers", cached, "workers=2")) == inside

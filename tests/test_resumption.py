@@ -70,6 +70,33 @@ def test_segments_are_the_whole(undisturbed, registry, tmp_path, segments, worke
     assert record(tmp_path / "run")["resumed"][0]["step"] == segments[0]
 
 
+@pytest.mark.fault("damaged checkpoint")
+def test_a_complete_run_whose_last_checkpoint_is_damaged_is_completed_again(
+    undisturbed, registry, tmp_path
+):
+    path = shutil.copytree(undisturbed, tmp_path / "run")
+    experiment = registry.experiment("small", [*STAGES, DUE])
+    assert list(train(experiment, path, resume=True)) == []
+    with (path / "checkpoints" / "step-00000040" / "denoiser.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    with pytest.warns(UserWarning, match="it is set aside as damaged-step-00000040"):
+        steps = list(train(experiment, path, resume=True))
+    assert [step.step for step in steps] == [36, 37, 38, 39, 40]
+    shutil.rmtree(path / "checkpoints" / "damaged-step-00000040")
+    assert fingerprint(path) == fingerprint(undisturbed)
+
+
+@pytest.mark.fault("resume")
+def test_what_changes_no_number_may_be_another(undisturbed, registry, tmp_path):
+    path = shutil.copytree(undisturbed, tmp_path / "run")
+    for free in ("stages.denoiser.activation_checkpointing=true", "workers=1"):
+        experiment = registry.experiment("small", [*STAGES, DUE, free])
+        assert list(train(experiment, path, resume=True)) == []
+    experiment = registry.experiment("small", [*STAGES, DUE, "stages.denoiser.warmup=3"])
+    with pytest.raises(ConfigError, match="stages.denoiser.warmup: .* in the run, 3 now"):
+        list(train(experiment, path, resume=True))
+
+
 @pytest.mark.fault("resume")
 def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(undisturbed, registry, tmp_path):
     """Killed in the first stage, in the second, and between two steps that were due."""
@@ -235,19 +262,20 @@ def overlapping(path):
     return "denoiser.safetensors: is not safetensors: "
 
 
-def outside(path):
+def naming(path, file):
     manifest = json.loads((path / "manifest.json").read_text())
     manifest.pop("sha256")
-    manifest["files"]["../step-00000030/denoiser.safetensors"] = "0" * 64
+    manifest["files"][file] = "0" * 64
     (path / "manifest.json").write_bytes(checkpoint.sealed(manifest))
+
+
+def outside(path):
+    naming(path, "../step-00000030/denoiser.safetensors")
     return "denoiser.safetensors: the manifest names a path outside the checkpoint"
 
 
 def absolute(path):
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest.pop("sha256")
-    manifest["files"]["/etc/hostname"] = "0" * 64
-    (path / "manifest.json").write_bytes(checkpoint.sealed(manifest))
+    naming(path, "/etc/hostname")
     return "/etc/hostname: the manifest names a path outside the checkpoint"
 
 

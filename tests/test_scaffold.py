@@ -13,7 +13,7 @@ import attrs
 import pytest
 
 from sfumato import ConfigError, PluginError, export_run, import_run, interfaces, plugins
-from sfumato.cli import check, main, new_plugin
+from sfumato.cli import check, new_plugin
 from sfumato.registry import Registry
 from sfumato.testing import conformance
 from sfumato.training import train
@@ -59,20 +59,6 @@ class Package:
     def component(self):
         (offer,) = plugins.load([self.file], entry_points=[]).offers
         return offer.component
-
-
-@pytest.fixture
-def call(tmp_path, monkeypatch, capsys):
-    """Runs a command in this process, in an empty folder: (code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as end:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return end.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -254,6 +254,17 @@ def test_what_is_folded_follows_the_weights_in_place_and_is_no_state():
     SMALL.build(space()).load_state_dict(module.state_dict(), strict=True)
 
 
+def test_what_is_folded_follows_an_optimiser_that_tells_nobody():
+    module, x, t, words = awake(SMALL), noise(2), times(500, 500), text(2)
+    optimizer = torch.optim.AdamW(module.parameters(), 0.05, fused=True)
+    with torch.no_grad():
+        module.precompute(words, t)
+    module(x, t, words).square().mean().backward()
+    optimizer.step()
+    with torch.no_grad():
+        torch.testing.assert_close(module(x, t, module.precompute(words, t)), module(x, t, words))
+
+
 def test_projections_that_are_no_plain_matrices_are_not_folded():
     class Doubled(torch.nn.Linear):
         def forward(self, x):

@@ -5,7 +5,8 @@ backward, runs on tensors that have a shape and no numbers. So the FLOP are thos
 operations that training will run, and the bytes are of the tensors that would be alive, each
 storage once. Nothing is trained, drawn or written.
 
-Left out are the libraries' own working memory, the captions, and a weaker model for guidance.
+Left out are the libraries' own working memory, the captions, and a weaker model for guidance; a
+stage is measured as if its batch were computed whole (`accumulation`) and without a `cache`.
 """
 
 from __future__ import annotations

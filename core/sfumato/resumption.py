@@ -8,7 +8,7 @@ the run that was never interrupted, bit for bit.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from sfumato.weak import Weak
 
 FREE = {"checkpoints", "workers", "trackers", "parallel"}
-OF_STAGES = {"accumulation"}
-"""Settings, of the experiment and of its stages, that change no number, but for rounding, so that a
-run may go on with others."""
+FREE_OF_STAGES = {"accumulation", "activation_checkpointing", "compile"}
+"""Settings, of the experiment and of its stages, that a run may go on with others of: they change
+numbers by rounding at most, and dropout inside of networks, which is drawn part by part."""
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -47,6 +47,17 @@ class Resumption:
     trained: Trained
     pipeline: Pipeline
     state: Mapping[str, Tensor]
+
+
+def is_complete(run: Run) -> bool:
+    """Whether there is nothing left to do: the run has ended, and its last checkpoint is whole."""
+    if run.record()["status"] != "completed":
+        return False
+    try:
+        checkpoint.verify(run.newest_checkpoint())
+    except CheckpointError:
+        return False
+    return True
 
 
 def find(
@@ -121,7 +132,7 @@ def check_settings(run: Run, experiment: Experiment, catalogue: Catalogue) -> No
     lines = [
         f"{name}: {was!r} in the run, {wanted!r} now"
         for name, was, wanted in _differences(run.settings().plain(), now)
-        if not (name.split(".")[0] in free or name.split(".")[-1] in OF_STAGES)
+        if not _is_free(name.split("."), free)
     ]
     if lines:
         more = [f"and {len(lines) - 8} more"] if len(lines) > 8 else []
@@ -136,6 +147,14 @@ def check_settings(run: Run, experiment: Experiment, catalogue: Catalogue) -> No
     ]
     if changed:
         warnings.warn(f"not bit for bit: {run.path} began with {', '.join(changed)}", stacklevel=3)
+
+
+def _is_free(path: Sequence[str], free: Collection[str]) -> bool:
+    match path:
+        case ["stages", _, name]:
+            return name in FREE_OF_STAGES
+        case _:
+            return path[0] in free
 
 
 def _differences(was: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

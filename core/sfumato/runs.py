@@ -149,7 +149,8 @@ class Run:
         steps is taken back.
         """
         lines = [line for line in self.logged() if line["step"] <= step]
-        _replace(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
+        with _writing(self.path / METRICS):
+            _replace(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
         self.write_settings(experiment, catalogue)
         resumed = {"step": step, "at": _now(), "world_size": ranks}
         self.update(

@@ -94,7 +94,7 @@ def train(
         if begun:
             engine.alone(lambda: held.enter_context(claim.claimed(path)))
             resumption.check_settings(run, experiment, catalogue)
-            if engine.alone(lambda: run.record()["status"] == "completed"):
+            if engine.in_turn(lambda: resumption.is_complete(run)):
                 return
             found = engine.in_turn(
                 lambda: resumption.find(run, experiment, catalogue, before, weak)

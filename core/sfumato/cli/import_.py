@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from sfumato.errors import ConfigError
 
 
 def command(
@@ -26,6 +29,9 @@ def command(
     from sfumato.exchange import import_run
     from sfumato.runs import free_path
 
+    if name is not None and Path(name).name != name:
+        remedy = "give a plain name, and --out for a place elsewhere"
+        raise ConfigError("is not the name of a run", place=f"--name {name!r}", remedy=remedy)
     path = out or free_path(Path("runs") / (name or folder.resolve().name))
     run = import_run(folder, path, name=name, layout=layout, catalogue=context.obj.catalogue)
     record = run.record()
@@ -33,4 +39,4 @@ def command(
         typer.echo(remark)
     sizes = ", ".join(f"{slot} {count:,}" for slot, count in record["parameters"].items())
     typer.echo(f"Imported {folder} (parameters: {sizes}) into {run.path}")
-    typer.echo(f'Try: {sys.argv[0]} sample {run.path} "A PROMPT"')
+    typer.echo(f'Try: {shlex.join([sys.argv[0], "sample", str(run.path)])} "A PROMPT"')

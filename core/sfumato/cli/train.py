@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -56,8 +57,8 @@ def command(
         typer.echo(str(end), err=True)
         raise typer.Exit(end.exit_code) from None
     typer.echo(summary(Run.open(out), time.monotonic() - began))
-    files = "".join(f" --plugin {file}" for file in context.obj.files)
-    typer.echo(f'Try: {sys.argv[0]}{files} sample {out} "A PROMPT"')
+    files = [part for file in context.obj.files for part in ("--plugin", str(file))]
+    typer.echo(f'Try: {shlex.join([sys.argv[0], *files, "sample", str(out)])} "A PROMPT"')
 
 
 def summary(run: Any, seconds: float) -> str:
