@@ -107,7 +107,8 @@ class GuidedDenoiser:
         t = trajectory.matched(t, self.schedule, model.schedule)
         alpha, sigma = model.schedule.alpha_sigma(t)
         x_t = x.repeat(len(branches), 1, 1, 1)
-        time = t.to(x.device).expand(len(x_t))
+        # Filled in, not copied there: a copy from the host would wait for all that is under way.
+        time = torch.full((len(x_t),), float(t), dtype=t.dtype, device=x.device)
         condition = model.module.at(self._condition(model, tuple(branches)), t)
         output = model.module(x_t.to(dtype=model.dtype), time, condition, variant)
         if output.shape != x_t.shape:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from sfumato import forwards, randomness, shards
+from sfumato.compiling import convolutions_tried
 from sfumato.errors import SfumatoError
 from sfumato.randomness import Draw
 from sfumato.records import Losses
@@ -102,7 +104,9 @@ class StageRun:
         rate = learning_rate(self.settings, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        losses = self._backward(batch)
+        tried = convolutions_tried if self.settings.compile else nullcontext
+        with tried(self.engine.device):
+            losses = self._backward(batch)
         norm = self.engine.clip(list(self.parameters.values()), self.settings.gradient_clip)
         value, numbers = self._means(losses, batch.total)
         gradient_norm = norm.item()
