@@ -13,7 +13,7 @@ from small import ROOT
 ORDER = (
     "errors", "records", "prediction", "randomness", "modules", "interfaces", "tables", "hookspecs",
     "watchers", "admission", "document", "plugins", "settings", "lock", "experiment", "streaming",
-    "checkpoint", "claim", "runs", "layers", "registry", "schema", "trajectory", "compatibility", "engine", "memory",
+    "checkpoint", "claim", "references", "runs", "layers", "registry", "schema", "trajectory", "compatibility", "engine", "memory",
     "forwards", "compiling", "sampling", "request", "editing", "pictures", "weak", "walk", "pipeline", "exchange", "evaluation", "interruption",
     "shards", "ranks", "encoded", "batches", "stage", "footprint", "resumption", "training", "testing", "cli",
 )  # fmt: skip

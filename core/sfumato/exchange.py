@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 import torch
 
-from sfumato import checkpoint, compatibility, document, plugins, runs, settings
+from sfumato import checkpoint, compatibility, document, plugins, references, settings
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.experiment import Experiment, PipelineSettings, Trained
 from sfumato.interfaces import Adapter
 from sfumato.pipeline import Pipeline
 from sfumato.records import Snapshot
 from sfumato.registry import Registry
-from sfumato.runs import Run
+from sfumato.runs import Run, Stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -92,11 +92,12 @@ def export_run(
     overrides: Sequence[str] = (),
     registry: Registry | None = None,
 ) -> None:
-    """Lays the newest checkpoint of a run out as another program does; an adapter becomes a file of
-    its own, beside the weights that it goes around.
+    """Lays a checkpoint of a run out as another program does; an adapter becomes a file of its own,
+    beside the weights that it goes around.
 
     Args:
-        run: the run folder.
+        run: the run folder, or a packaged model, of which the newest checkpoint is taken; or
+            RUN@STEP.
         folder: the foreign one, which must not be there or be empty.
         layout: which.
         overrides: `path=value` texts, as for sampling.
@@ -107,19 +108,19 @@ def export_run(
         ConfigError: something has no counterpart there; the folder cannot be written.
     """
     registry = registry or Registry.load()
-    opened, catalogue = Run.open(run), registry.catalogue
+    opened, catalogue = Run.open(references.parted(run)[0]), registry.catalogue
     chosen: Layout = cast("Any", catalogue.find("layout", layout))()
     tree, name = opened.settings(), opened.path.name
     as_trained = registry.structure(tree, name)
     wanted = registry.structure(registry.override(tree, overrides), name)
-    newest = opened.newest_checkpoint()
-    trained = runs.trained(newest, catalogue)
+    stored = Stored.find(run, "", catalogue)
+    trained = stored.trained
     compatibility.check_overrides(as_trained, wanted)
     compatibility.check_weights(trained, wanted)
     if "denoiser" not in trained.slots:
         remedy = "finish the run before exporting it"
         raise ConfigError("its denoiser was never trained", place=str(run), remedy=remedy)
-    states, files = checkpoint.read(newest)
+    states, files = checkpoint.read(stored.path)
     held: dict[str, Mapping[str, Tensor]] = dict(states)
     beside: Mapping[str, bytes] = {}
     if isinstance(wanted.denoiser, Adapter):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self, Unpack, cast
 import torch
 from torch import Tensor, nn
 
-from sfumato import checkpoint, compatibility, editing, forwards, memory, randomness, runs
+from sfumato import checkpoint, compatibility, editing, forwards, memory, randomness, references
 from sfumato.compiling import Compiled
 from sfumato.engine import Undrawn, usable
 from sfumato.errors import CheckpointError
@@ -100,10 +100,10 @@ class Pipeline:
         registry: Registry | None = None,
         device: str | None = None,
     ) -> Self:
-        """The newest checkpoint of a run folder, with components swapped or changed by `overrides`.
+        """The newest checkpoint of a run, with components swapped or changed by `overrides`.
 
         Args:
-            run: the folder.
+            run: the folder, or the name of a packaged model; or RUN@STEP, its checkpoint of a step.
             overrides: `path=value` texts; a name is an entry of `registry` or a registered
                 component.
             registry: by default the packaged one.
@@ -113,21 +113,21 @@ class Pipeline:
             CheckpointError: the folder or its weights cannot be used.
             ConfigError: an override is wrong, or does not fit the weights.
         """
-        folder = Run.open(run)
+        name, _ = references.parted(run)
+        folder = Run.open(name)
         registry = registry or Registry.load()
         tree = folder.settings()
         as_trained = registry.structure(tree, folder.path.name)
         settings = registry.structure(registry.override(tree, overrides), folder.path.name)
-        path = folder.newest_checkpoint()
-        trained = runs.trained(path, registry.catalogue)
+        stored = Stored.find(run, "", registry.catalogue)
         compatibility.check_overrides(as_trained, settings)
-        compatibility.check_weights(trained, settings)
+        compatibility.check_weights(stored.trained, settings)
         compatibility.check_assembly(settings)
         weak = Weak.find(settings, registry.catalogue)
         if weak is not None:
-            weak.check_neighbours(path)
+            weak.check_neighbours(stored.path)
         pipeline = cls.restored(
-            Stored(path=path, trained=trained),
+            stored,
             settings,
             watchers=registry.catalogue.watchers(),
             weak=weak,

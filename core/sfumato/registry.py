@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from sfumato import document, plugins, runs, settings
+from sfumato import document, plugins, references, runs, settings
 from sfumato.document import Node
 from sfumato.errors import AmbiguousError, ConfigError, SfumatoError, suggestion
 from sfumato.experiment import Experiment, PipelineSettings
@@ -194,7 +194,7 @@ class Registry:
         """The nearest pipeline or start, then what each experiment says, from the farthest ancestor
         on.
         """
-        if name not in self.experiments and runs.is_run(name):
+        if name not in self.experiments and references.is_run(name):
             return _started(Node(name, "the run itself", ("start",)))
         bodies = self._ancestry(Node(name))
         tree = attrs.evolve(bodies[-1][0], value=self._slots(bodies))
@@ -284,9 +284,9 @@ def _started(named: Node) -> Node:
 
     How large pictures are is left out, as the data says it.
     """
-    run, _ = runs.parted(named.value)
-    if not runs.is_run(run):
-        problem = f"{run!r} is not a run folder: it has no {runs.SETTINGS}"
+    run, _ = references.parted(named.value)
+    if not references.is_run(named.value):
+        problem = f"{run!r} is not a run folder: it has no {references.SETTINGS}"
         raise named.error(problem, "train or import it first, or name another")
     tree = runs.Run.open(run).settings()
     sampling = tree.value.get("sampling", Node({}))

@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import yaml
 
-from sfumato import checkpoint, claim, document, lock, settings
+from sfumato import checkpoint, claim, document, lock, references, settings
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.experiment import Trained
+from sfumato.references import SETTINGS, parted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from sfumato.experiment import Checkpoints, Experiment
     from sfumato.plugins import Catalogue
 
-RECORD, SETTINGS, METRICS, CHECKPOINTS = "run.json", "settings.yaml", "metrics.jsonl", "checkpoints"
+RECORD, METRICS, CHECKPOINTS = "run.json", "metrics.jsonl", "checkpoints"
 GUIDANCE_CONVENTION = "uncond + s (cond - uncond); s = 1 is off; the paper's w is s - 1"
 
 
@@ -91,14 +92,12 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
-        """An existing run folder.
+        """An existing run folder, or a packaged model; see `references.located`.
 
         Raises:
             ConfigError: there is none.
         """
-        if not (Path(path) / SETTINGS).is_file():
-            raise ConfigError("is not a run folder: it has no settings.yaml", place=str(path))
-        return cls(Path(path))
+        return cls(references.located(path))
 
     def record(self) -> dict[str, Any]:
         """What `run.json` says; empty where there is none yet."""
@@ -185,6 +184,12 @@ class Run:
             raise tree.error("expected a mapping")
         return tree
 
+    def outputs(self, kind: str) -> Path:
+        """The folder for what is made of the run: inside it, or, as nobody writes in a packaged
+        model, in the working directory.
+        """
+        return Path(kind) if self.path.parent == references.MODELS else self.path / kind
+
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint of a step belongs."""
         return self.path / CHECKPOINTS / f"step-{step:08d}"
@@ -270,7 +275,7 @@ class Stored:
     trained: Trained
 
     @classmethod
-    def find(cls, reference: str, place: str, catalogue: Catalogue) -> Stored:
+    def find(cls, reference: str | Path, place: str, catalogue: Catalogue) -> Stored:
         """RUN is its newest checkpoint, RUN@STEP that of a step; no weights are read.
 
         Args:
@@ -292,17 +297,6 @@ class Stored:
                 remedy=f"it has: {', '.join(map(str, found.checkpoint_steps())) or 'none'}",
             )
         return cls(path=path, trained=trained(path, catalogue))
-
-
-def is_run(reference: str) -> bool:
-    """Whether RUN or RUN@STEP names a run folder."""
-    return (Path(parted(reference)[0]) / SETTINGS).is_file()
-
-
-def parted(reference: str) -> tuple[str, int | None]:
-    """RUN@STEP as run and step; the step is None where there is none."""
-    run, _, step = reference.rpartition("@")
-    return (run, int(step)) if run and step.isdecimal() else (reference, None)
 
 
 def free_path(path: Path) -> Path:

@@ -12,7 +12,7 @@ from sfumato.cli.session import Overrides
 
 def command(
     context: typer.Context,
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: Annotated[str, typer.Argument(help="A run folder, or a packaged model.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write.")],
     layout: Annotated[str, typer.Option(help="That of which program.")] = "diffusers",
     overrides: Overrides = None,

@@ -14,7 +14,10 @@ from sfumato.errors import ConfigError
 
 def command(
     context: typer.Context,
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: Annotated[
+        str,
+        typer.Argument(help="A run folder or a packaged model; RUN@STEP is an earlier checkpoint."),
+    ],
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to draw.")],
     negative: Annotated[
         list[str] | None, typer.Option(help="What not to draw; may be repeated, for every prompt.")
@@ -35,7 +38,10 @@ def command(
     mask: Annotated[
         Path | None, typer.Option(help="White where IMAGE is painted anew, black where kept.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The PNG; by default in RUN/samples.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The PNG; by default in RUN/samples, of a packaged model in ./samples."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="As torch names it.")] = None,
     locked: Annotated[
         bool, typer.Option("--locked", help="Refuse plugins other than those of RUN/plugins.lock.")
@@ -45,9 +51,11 @@ def command(
     PNG.
     """
     from sfumato import lock, runs
+    from sfumato.references import parted
 
+    opened = runs.Run.open(parted(run)[0])
     if locked:
-        lock.check(runs.Run.open(run).path / lock.FILE, context.obj.catalogue, recorded=True)
+        lock.check(opened.path / lock.FILE, context.obj.catalogue, recorded=True)
     if out is not None and out.suffix.lower() != ".png":
         raise ConfigError("is not a PNG", place=f"--out {out}", remedy="let its name end in .png")
     registry = context.obj.registry()
@@ -69,7 +77,7 @@ def command(
     )
     walked = usual_strength(image, mask) if strength is None else strength
     slug = re.sub(r"\W+", "-", prompts[0].lower()).strip("-")[:60] or "picture"
-    out = out or runs.free_path(run / "samples" / f"{slug}-{seed}.png")
+    out = out or runs.free_path(opened.outputs("samples") / f"{slug}-{seed}.png")
     facts = {
         "prompts": prompts,
         "negative": negative or [],
@@ -79,7 +87,7 @@ def command(
         "image": str(image) if image else None,
         "mask": str(mask) if mask else None,
         "strength": walked,
-        "run": str(run),
+        "run": run,
         "schedule_mapping": pipeline.plan(
             steps=steps, negatives=len(negative or []), strength=walked
         ).mapping,
