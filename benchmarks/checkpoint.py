@@ -24,9 +24,10 @@ import torch
 
 from sfumato import checkpoint, plugins
 from sfumato.interruption import Interruption
+from sfumato.loop import log_line
 from sfumato.registry import Registry
 from sfumato.runs import Run
-from sfumato.training import log_line, train
+from sfumato.training import train
 
 if TYPE_CHECKING:
     from collections.abc import Callable
