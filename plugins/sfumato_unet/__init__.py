@@ -1,17 +1,19 @@
 """The text-conditional UNet: residual blocks, and transformers that attend to the text.
 
 These are the settings; the network is in `network`. Options alone lead from a net that trains on a
-laptop to Stable Diffusion, all of it with the default `groups`:
+laptop to DDPM and Stable Diffusion, all of it with the default `groups`:
 
     SD 1.x   channels 320, 640, 1280, 1280; layers 2; attention at all but the last; heads 8
     SD 2.x   the same with heads 5, 10, 20, 20 and linear_projection
     SDXL     channels 320, 640, 1280; layers 2; attention at all but the first; depth 1, 2, 10;
              heads 5, 10, 20; linear_projection; size_width 256
+    DDPM     attention_block self_attention; channels 128, 256, 256, 256; layers 2; attention at the
+             second; heads 1
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import attrs
 from attrs.validators import deep_iterable, ge, gt, le, lt, min_len, optional
@@ -38,15 +40,18 @@ class Level:
 
 @attrs.frozen(kw_only=True)
 class UNet(Denoiser):
-    """A UNet of residual blocks and transformers, conditioned on time and text.
+    """A UNet of residual blocks and attention, conditioned on time and text.
 
     Each level halves the picture of the one before it. `attention`, `depth` and `heads` have a
     value for each level, or a single one for all; the block in the middle has the last level's, and
-    always attends. Padding of the text is attended to, as in Stable Diffusion. Parameters have the
-    names and shapes of diffusers' `UNet2DConditionModel`, whose weights load as they are.
+    always attends. Padding of the text is attended to, as in Stable Diffusion. Where pixels attend
+    to each other alone (`self_attention`), the text is heard through `pooled` or `size_width`.
+    Parameters have the names and shapes of diffusers' `UNet2DConditionModel`, or `UNet2DModel`,
+    whose weights load as they are.
 
     References:
         Denoising Diffusion Probabilistic Models, 2020, arXiv:2006.11239
+        Diffusion Models Beat GANs on Image Synthesis, 2021, arXiv:2105.05233
         High-Resolution Image Synthesis with Latent Diffusion Models, 2021, arXiv:2112.10752
     """
 
@@ -59,6 +64,9 @@ class UNet(Denoiser):
     )
     layers: int = option(1, "residual blocks of each level on the way down; up has one more", ge(1))
     attention: tuple[bool, ...] = option((True,), "whether pixels attend, by level", min_len(1))
+    attention_block: Literal["transformer", "self_attention"] = option(
+        "transformer", "what attends: with the text (SD), or pixels among themselves (DDPM, ADM)"
+    )
     depth: tuple[int, ...] = option(
         (1,), "transformer blocks in a row, by level", min_len(1), deep_iterable(ge(1))
     )
@@ -78,7 +86,7 @@ class UNet(Denoiser):
     dropout: float = option(0.0, "dropout rate inside residual blocks", ge(0.0), lt(1.0))
     prediction: PredictionType = option("epsilon", "what the network says")
     perturbed: tuple[str, ...] = option(
-        ("mid_block",), "parts of the network whose transformer blocks the variants change"
+        ("mid_block",), "parts of the network whose attention blocks the variants change"
     )
     blur: float | None = option(
         None, "of variant seg: sigma, pixels of a level; null: the mean", optional([gt(0), le(64)])
@@ -102,17 +110,20 @@ class UNet(Denoiser):
     @property
     def variants(self) -> frozenset[str]:
         """Forms of the blocks in `perturbed` (identity attention, blurred queries, skipped), and of
-        all of them, which hold one text against another.
+        all that attend to the text, which hold one text against another.
         """
-        return frozenset({"nag", "pag", "seg", "slg"})
+        perturbing = frozenset({"pag", "seg", "slg"})
+        return perturbing | {"nag"} if self.attention_block == "transformer" else perturbing
 
     def levels(self) -> tuple[Level, ...]:
         """The levels from the finest to the coarsest.
 
         Raises:
             ConfigError: an option has neither one value nor one for each level, does not divide
-                the channels of its level, or leaves a channel alone in its group.
+                the channels of its level, leaves a channel alone in its group, or belongs to
+                transformers where there are none.
         """
+        self._refuse_idle()
         named = map(self._by_level, ("attention", "depth", "heads"))
         levels = tuple(map(Level, self.channels, *named))
         for level in levels:
@@ -132,6 +143,19 @@ class UNet(Denoiser):
                     remedy=f"use fewer than the {level.channels} channels of a level",
                 )
         return levels
+
+    def _refuse_idle(self) -> None:
+        """Raises ConfigError where an option would have no effect."""
+        if self.attention_block == "transformer":
+            return
+        given = {"depth": {*self.depth} != {1}, "linear_projection": self.linear_projection}
+        for name, meant in given.items():
+            if meant:
+                raise ConfigError(
+                    "is of transformers, and attention_block: self_attention has none",
+                    place=f"unet.{name}",
+                    remedy="leave it out, or use attention_block: transformer",
+                )
 
     def _by_level(self, name: str) -> tuple[Any, ...]:
         values, count = getattr(self, name), len(self.channels)

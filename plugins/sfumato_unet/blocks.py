@@ -1,6 +1,6 @@
 """Residual blocks (Ho et al., 2020, arXiv:2006.11239, Appendix B), and levels made of them.
 
-A level is a row of residual blocks, each followed by a transformer where the level attends. On the
+A level is a row of residual blocks, each followed by what attends where the level does. On the
 way down every output is kept; on the way up every residual block takes the youngest of them too.
 """
 
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato_unet.folded import Folded
+from sfumato_unet.self_attention import SelfAttention
 from sfumato_unet.transformer import GroupNorm, Transformer, named, zeroed
 
 if TYPE_CHECKING:
@@ -92,20 +93,27 @@ def box_convolved(weight: Tensor) -> Tensor:
     return kernel[..., 1:] + kernel[..., :-1]
 
 
+def attending(unet: UNet, level: Level, text_width: int) -> nn.Module:
+    """What attends after a residual block of a level."""
+    if unet.attention_block == "self_attention":
+        return SelfAttention(unet, level)
+    return Transformer(unet, level, text_width)
+
+
 class Row(nn.Module):
-    """Residual blocks of the given input channels, transformers after the first of them."""
+    """Residual blocks of the given input channels; the first of them are followed by attention."""
 
     def __init__(
-        self, unet: UNet, level: Level, inputs: Sequence[int], transformers: int, text_width: int
+        self, unet: UNet, level: Level, inputs: Sequence[int], attentions: int, text_width: int
     ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(ResidualBlock(unet, width, level.channels) for width in inputs)
         self.attentions = nn.ModuleList(
-            Transformer(unet, level, text_width) for _ in range(transformers)
+            attending(unet, level, text_width) for _ in range(attentions)
         )
 
     def layer(self, index: int, x: Tensor, context: Context) -> Tensor:
-        """A residual block and its transformer: (B, inputs, H, W) to (B, channels, H, W)."""
+        """A residual block and what attends: (B, inputs, H, W) to (B, channels, H, W)."""
         x = self.resnets[index](x, context)
         return self.attentions[index](x, context) if index < len(self.attentions) else x
 
@@ -130,7 +138,7 @@ class DownBlock(Row):
 
 
 class MidBlock(Row):
-    """Two residual blocks around a transformer, at the coarsest level."""
+    """Two residual blocks around what attends, at the coarsest level."""
 
     def __init__(self, unet: UNet, level: Level, text_width: int) -> None:
         super().__init__(unet, level, (level.channels, level.channels), 1, text_width)

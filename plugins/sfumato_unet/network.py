@@ -15,6 +15,7 @@ from sfumato import ConfigError, DenoiserModule, Opposed, Space, TextEmbedding
 from sfumato_unet import variants
 from sfumato_unet.blocks import DoublingConv, DownBlock, MidBlock, ResidualBlock, UpBlock
 from sfumato_unet.transformer import (
+    AttentionBlock,
     Context,
     Form,
     GroupNorm,
@@ -55,7 +56,8 @@ class Condition:
     """What the UNet makes of a text whatever the time, and of the times.
 
     Attributes:
-        keys_values: of every cross-attention, (B, heads, L, width / heads) each.
+        keys_values: of every cross-attention, (B, heads, L, width / heads) each; none where there
+            is none.
         pooled: (B, time width), or None where the pooled vector is not used.
         opposing: for variant nag, what takes the place of each transformer block.
         times: from which `UNetModule.at` takes the shifts of one.
@@ -85,6 +87,7 @@ class UNetModule(DenoiserModule):
     def __init__(self, unet: UNet, space: Space) -> None:
         super().__init__()
         levels = unet.levels()
+        _refuse_deaf(unet, space)
         self.layers = unet.layers
         self.schedule = space.schedule
         self.conv_in = nn.Conv2d(space.channels, unet.channels[0], 3, padding=1)
@@ -112,15 +115,15 @@ class UNetModule(DenoiserModule):
 
         self.conv_norm_out = GroupNorm(unet.groups, unet.channels[0])
         self.conv_out = zeroed(nn.Conv2d(unet.channels[0], space.channels, 3, padding=1))
-        for index, (_, block) in enumerate(self._transformer_blocks()):
+        for index, (_, block) in enumerate(self._attention_blocks()):
             block.index = index
         for place, residual in enumerate(self._residual_blocks()):
             residual.index = place
-        self.forms = variants.forms_of(unet, self._transformer_blocks())
+        self.forms = variants.forms_of(unet, self._attention_blocks())
 
-    def _transformer_blocks(self) -> Iterator[tuple[str, TransformerBlock]]:
+    def _attention_blocks(self) -> Iterator[tuple[str, AttentionBlock]]:
         for name, module in self.named_modules():
-            if isinstance(module, TransformerBlock):
+            if isinstance(module, AttentionBlock):
                 yield name, module
 
     def _residual_blocks(self) -> Iterator[ResidualBlock]:
@@ -146,12 +149,13 @@ class UNetModule(DenoiserModule):
         for module in self.modules():
             if isinstance(module, DoublingConv):
                 module.fold()
-        blocks = [block for _, block in self._transformer_blocks()]
+        blocks = [block for _, block in self._attention_blocks()]
         for block in blocks:
-            block.attn1.fold()
+            block.self_attention.fold()
         own = text.text if isinstance(text, Opposed) else text
-        heard = tuple(block.attn2.keys_values(own.tokens) for block in blocks)
-        opposed = variants.opposing(blocks, heard, text) if isinstance(text, Opposed) else ()
+        hearing = [block for block in blocks if isinstance(block, TransformerBlock)]
+        heard = tuple(block.attn2.keys_values(own.tokens) for block in hearing)
+        opposed = variants.opposing(hearing, heard, text) if isinstance(text, Opposed) else ()
         pooled = self._pooled(own)
         embedded = self._embedded(times.to(own.tokens.device))
         known = Times(
@@ -215,6 +219,17 @@ class UNetModule(DenoiserModule):
             time = _activated(self._embedded(t), condition.pooled)
         forms = condition.opposing if variant == "nag" else self.forms[variant]
         return Context(condition.keys_values, forms, time, folded=True)
+
+
+def _refuse_deaf(unet: UNet, space: Space) -> None:
+    """Raises ConfigError where there is a text, and nothing of the network would hear it."""
+    hears = unet.attention_block == "transformer" or unet.pooled or unet.size_width is not None
+    if not hears and (space.text_width or space.pooled_width):
+        raise ConfigError(
+            "the text has no way into a network of self-attention alone",
+            place="unet.pooled",
+            remedy="set it, or use attention_block: transformer",
+        )
 
 
 def _activated(embedded: Tensor, pooled: Tensor | None) -> Tensor:

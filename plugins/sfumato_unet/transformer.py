@@ -6,9 +6,10 @@ those of diffusers; so there is an `ff.net.2`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +28,8 @@ Time = Tensor | tuple[Tensor, ...]
 """The activated time embedding (B, time width), or what every residual block has made of it and
 adds, (B or 1, channels) each, by its `index`."""
 Size = tuple[int, int]
-Form = Callable[["TransformerBlock", Tensor, Text, Size], Tensor]
-"""What takes the place of a block's `forward`; it is told the height and width of the level too."""
+Form = Callable[[Any, Tensor, Text, Size], Tensor]
+"""What takes the place of an `AttentionBlock`, which it is handed first, as `attended`."""
 
 
 class GroupNorm(nn.GroupNorm):
@@ -64,7 +65,7 @@ class Context(NamedTuple):
 
     Attributes:
         text: see `Text`.
-        forms: what takes the place of transformer blocks, by their `index`; none in the plain
+        forms: what takes the place of attention blocks, by their `index`; none in the plain
             network.
         time: see `Time`.
         folded: whether what is `Folded` is there and may be used.
@@ -88,20 +89,30 @@ def zeroed(module: Zeroed) -> Zeroed:
     return module
 
 
+def to_tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, H W, C): with channels last a view, as is the way back."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def to_pixels(tokens: Tensor, size: Size) -> Tensor:
+    """(B, H W, C) to (B, C, H, W)."""
+    return tokens.view(len(tokens), *size, -1).permute(0, 3, 1, 2)
+
+
 def joined(*weights: Tensor) -> Tensor:
-    """Matrices (outputs, inputs) as one, their outputs in a row."""
+    """Matrices (outputs, inputs) or biases (outputs,) as one, their outputs in a row."""
     return torch.cat(weights)
 
 
 class Attention(nn.Module):
     """softmax(Q K^T / sqrt(head width)) V, with Q from x and K, V from a context."""
 
-    def __init__(self, width: int, heads: int, context_width: int) -> None:
+    def __init__(self, width: int, heads: int, context_width: int, bias: bool = False) -> None:
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(width, width, bias=False)
-        self.to_k = nn.Linear(context_width, width, bias=False)
-        self.to_v = nn.Linear(context_width, width, bias=False)
+        self.to_q = nn.Linear(width, width, bias)
+        self.to_k = nn.Linear(context_width, width, bias)
+        self.to_v = nn.Linear(context_width, width, bias)
         self.to_out = nn.Sequential(nn.Linear(width, width))
         self.joint = Folded(joined)
 
@@ -113,7 +124,7 @@ class Attention(nn.Module):
         """Keys and values (B, heads, N, width / heads) of a context (B, N, context width)."""
         return self._split(self.to_k(context)), self._split(self.to_v(context))
 
-    def forward(self, x: Tensor, context: Tensor | KeysValues) -> Tensor:
+    def across(self, x: Tensor, context: Tensor | KeysValues) -> Tensor:
         """Like x (B, N, width); the context is a tensor, or its `keys_values`."""
         keys_values = self.keys_values(context) if isinstance(context, Tensor) else context
         return self.to_out(self.attend(self.to_q(x), keys_values))  # type: ignore[no-any-return]
@@ -121,25 +132,29 @@ class Attention(nn.Module):
     def fold(self) -> None:
         """Makes the joint matrix of `among`."""
         if self._plain():
-            self.joint.refresh(self.to_q.weight, self.to_k.weight, self.to_v.weight)
+            self.joint.refresh(*self._each("weight"))
 
     def among(self, x: Tensor, folded: bool) -> Tensor:
-        """`forward` where x (B, N, width) is its own context; folded, by one product for three.
+        """`across` where x (B, N, width) is its own context; folded, by one product for three.
 
         Compiled it is one product too: then x has one gradient, not three to add.
         """
         joint = self.joint.value if folded else None
         if joint is None and torch.compiler.is_compiling() and self._plain():
-            joint = joined(self.to_q.weight, self.to_k.weight, self.to_v.weight)
+            joint = joined(*self._each("weight"))
         if joint is None:
-            return self(x, x)  # type: ignore[no-any-return]
-        queries, keys, values = F.linear(x, joint).chunk(3, dim=-1)
+            return self.across(x, x)
+        bias = None if self.to_q.bias is None else joined(*self._each("bias"))
+        queries, keys, values = F.linear(x, joint, bias).chunk(3, dim=-1)
         attended = self.attend(queries, (self._split(keys), self._split(values)))
         return self.to_out(attended)  # type: ignore[no-any-return]
 
     def _plain(self) -> bool:
         """Whether the projections are matrices and nothing else, such as adapters around them."""
         return all(type(one) is nn.Linear for one in (self.to_q, self.to_k, self.to_v))
+
+    def _each(self, name: str) -> Iterator[Tensor]:
+        return (getattr(one, name) for one in (self.to_q, self.to_k, self.to_v))
 
     def attend(self, queries: Tensor, keys_values: KeysValues) -> Tensor:
         """What queries (B, N, width), not yet split into heads, find in a context: like them."""
@@ -169,14 +184,39 @@ class GEGLU(nn.Module):
         return value * F.gelu(gate)
 
 
-class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention and a gated feed-forward layer, each a normalised residual.
+class AttentionBlock(nn.Module, ABC):
+    """A residual of attention among pixels, with or without something after it.
 
     Attributes:
-        index: its place among all transformer blocks of the network, and so in a precomputed text.
+        index: its place among all attention blocks of the network, and so in a precomputed text.
     """
 
     index: int
+
+    @property
+    @abstractmethod
+    def self_attention(self) -> Attention:
+        """That among pixels."""
+
+    @abstractmethod
+    def normalized(self, x: Tensor) -> Tensor:
+        """What it sees of x (B, N, width)."""
+
+    @abstractmethod
+    def after_pixels(self, x: Tensor, text: Text) -> Tensor:
+        """What follows self-attention, like x (B, N, width)."""
+
+    def attended(self, x: Tensor, context: Context, size: Size) -> Tensor:
+        """Like x (B, N, width); `size` is the height and width that its N tokens come from."""
+        form = context.forms.get(self.index)
+        if form is not None:
+            return form(self, x, context.text, size)
+        found = self.self_attention.among(self.normalized(x), context.folded)
+        return self.after_pixels(x + found, context.text)
+
+
+class TransformerBlock(AttentionBlock):
+    """Attention to pixels, to text, and a gated feed-forward layer, each a normalised residual."""
 
     def __init__(self, width: int, heads: int, text_width: int) -> None:
         super().__init__()
@@ -189,16 +229,23 @@ class TransformerBlock(nn.Module):
             net=nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
         )
 
+    @property
+    def self_attention(self) -> Attention:
+        """The first of its two."""
+        return self.attn1
+
+    def normalized(self, x: Tensor) -> Tensor:
+        """What it sees of x (B, N, width)."""
+        return self.norm1(x)  # type: ignore[no-any-return]
+
     def forward(self, x: Tensor, context: Context, size: Size) -> Tensor:
-        """Like x (B, N, width); `size` is the height and width that its N tokens come from."""
-        form = context.forms.get(self.index)
-        if form is not None:
-            return form(self, x, context.text, size)
-        return self.after_pixels(x + self.attn1.among(self.norm1(x), context.folded), context.text)
+        """See `attended`."""
+        return self.attended(x, context, size)
 
     def after_pixels(self, x: Tensor, text: Text) -> Tensor:
-        """What follows self-attention, like x (B, N, width)."""
-        x = x + self.attn2(self.norm2(x), text if isinstance(text, Tensor) else text[self.index])
+        """Cross-attention and the feed-forward layer, like x (B, N, width)."""
+        heard = text if isinstance(text, Tensor) else text[self.index]
+        x = x + self.attn2.across(self.norm2(x), heard)
         return x + self.ff(self.norm3(x))  # type: ignore[no-any-return]
 
 
@@ -227,9 +274,9 @@ class Transformer(nn.Module):
         self.proj_out = zeroed(projection(width, width))
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        """Like x (B, C, H, W). With channels last, to tokens and back are views."""
+        """Like x (B, C, H, W)."""
         size = (x.shape[2], x.shape[3])
-        tokens = self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))
+        tokens = self.proj_in(to_tokens(self.norm(x)))
         for block in self.transformer_blocks:
             tokens = block(tokens, context, size)
-        return x + self.proj_out(tokens).unflatten(1, size).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+        return x + to_pixels(self.proj_out(tokens), size)

@@ -1,11 +1,11 @@
-"""Perturbed forms of transformer blocks, for guidance away from what they predict.
+"""Perturbed forms of attention blocks, for guidance away from what they predict.
 
 A form takes the place of the blocks that `UNet.perturbed` names and leaves all others, and every
 weight, as they are. In `pag` the map of self-attention is the identity; in `seg` its queries are
 blurred; in `slg` the whole block is skipped. What the perturbed network still gets right comes from
 elsewhere, so the difference to the plain one is what these blocks know of structure.
 
-`nag` is another thing: all blocks attend to two texts, and hold one against the other.
+`nag` is another thing: all transformer blocks attend to two texts, and hold one against the other.
 
 References:
     Self-Rectifying Diffusion Sampling with Perturbed-Attention Guidance, 2024, arXiv:2403.17377
@@ -29,28 +29,36 @@ if TYPE_CHECKING:
 
     from sfumato import Against, Opposed
     from sfumato_unet import UNet
-    from sfumato_unet.transformer import Form, KeysValues, Size, Text, TransformerBlock
+    from sfumato_unet.transformer import (
+        AttentionBlock,
+        Form,
+        KeysValues,
+        Size,
+        Text,
+        TransformerBlock,
+    )
 
 
-def identity_map(block: TransformerBlock, x: Tensor, text: Text, size: Size) -> Tensor:
+def identity_map(block: AttentionBlock, x: Tensor, text: Text, size: Size) -> Tensor:
     """PAG: softmax(Q K^T) is replaced by the identity, so that each pixel hears its own value."""
-    values = block.attn1.to_v(block.norm1(x))
-    return block.after_pixels(x + block.attn1.to_out(values), text)
+    attention = block.self_attention
+    values = attention.to_v(block.normalized(x))
+    return block.after_pixels(x + attention.to_out(values), text)
 
 
-def skipped(block: TransformerBlock, x: Tensor, text: Text, size: Size) -> Tensor:
+def skipped(block: AttentionBlock, x: Tensor, text: Text, size: Size) -> Tensor:
     """SLG: the block is left out."""
     return x
 
 
 def blurred_queries(
-    block: TransformerBlock, x: Tensor, text: Text, size: Size, sigma: float | None
+    block: AttentionBlock, x: Tensor, text: Text, size: Size, sigma: float | None
 ) -> Tensor:
     """SEG: queries are blurred over the picture with sigma pixels; None is their mean."""
-    pixels = block.norm1(x)
-    queries = blurred(block.attn1.to_q(pixels), size, sigma)
-    found = block.attn1.attend(queries, block.attn1.keys_values(pixels))
-    return block.after_pixels(x + block.attn1.to_out(found), text)
+    attention, pixels = block.self_attention, block.normalized(x)
+    queries = blurred(attention.to_q(pixels), size, sigma)
+    found = attention.attend(queries, attention.keys_values(pixels))
+    return block.after_pixels(x + attention.to_out(found), text)
 
 
 def held_against(
@@ -64,7 +72,7 @@ def held_against(
 ) -> Tensor:
     """NAG: what the pixels hear of their text is moved away from what they would of another."""
     pixels = block.norm1(x)
-    x = x + block.attn1(pixels, pixels)
+    x = x + block.attn1.across(pixels, pixels)
     queries = block.attn2.to_q(block.norm2(x))
     found, opposite = (block.attn2.attend(queries, one) for one in (own, other))
     x = x + block.attn2.to_out(normalized(found, opposite, how))
@@ -109,7 +117,7 @@ def opposing(
     """What takes the place of each block, by `index`, to hold texts against each other.
 
     Args:
-        blocks: all of the network.
+        blocks: all transformer blocks of the network.
         heard: what each of them has made of the own text.
         condition: both texts, and how.
     """
@@ -120,9 +128,9 @@ def opposing(
 
 
 def forms_of(
-    unet: UNet, blocks: Iterable[tuple[str, TransformerBlock]]
+    unet: UNet, blocks: Iterable[tuple[str, AttentionBlock]]
 ) -> Mapping[str | None, Mapping[int, Form]]:
-    """For each variant, and None, what takes the place of which transformer blocks, by `index`.
+    """For each variant, and None, what takes the place of which attention blocks, by `index`.
 
     Not so for nag, whose forms depend on the text: see `opposing`.
 
@@ -150,4 +158,4 @@ def forms_of(
         "slg": skipped,
     }
     changed = {name: dict.fromkeys(chosen, form) for name, form in forms.items()}
-    return {None: {}, "nag": {}} | changed
+    return {None: {}, **{name: changed.get(name, {}) for name in unet.variants}}
