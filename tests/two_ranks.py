@@ -18,6 +18,7 @@ from small import SMALL
 
 BATCH = 9  # of 64 examples: shares of ranks differ by one, and epochs end inside of a batch
 STEPS = 20
+DROPOUT = "denoiser.dropout=0.1"
 STAGES = [
     f"stages.{stage}.{option}"
     for stage in ("clip", "denoiser")
@@ -29,7 +30,7 @@ def experiment(folder, *overrides):
     path = folder / "registry.yaml"
     path.write_text(SMALL)
     registry = Registry.load(path, plugins.load())
-    return registry.experiment("small", [*STAGES, "evaluation.count=32", *overrides])
+    return registry.experiment("small", [*STAGES, DROPOUT, "evaluation.count=32", *overrides])
 
 
 def gradients(settings, stage, engine):

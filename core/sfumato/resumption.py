@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 FREE = {"checkpoints", "workers", "trackers", "parallel"}
 FREE_OF_STAGES = {"accumulation", "activation_checkpointing", "compile"}
 """Settings, of the experiment and of its stages, that a run may go on with others of: they change
-numbers by rounding at most, and dropout inside of networks, which is drawn part by part."""
+numbers by rounding at most."""
 
 
 @attrs.frozen(eq=False, kw_only=True)
