@@ -86,7 +86,7 @@ def handling(folder: Path) -> str:
     steps = list(train(experiment, folder / "run", catalogue=plugins.load()))
     run, asked = Run(folder / "log"), Interruption()
     run.path.mkdir()
-    line = log_line(steps[-1])
+    line = log_line(steps[-1], {})
 
     def survive() -> None:
         finite = math.isfinite(line["loss"]) and math.isfinite(line["gradient_norm"])

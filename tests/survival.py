@@ -4,7 +4,12 @@ import json
 
 from sfumato.training import train
 
-STAGES = ["stages.clip.steps=15", "stages.denoiser.steps=25", "evaluation.count=2"]
+STAGES = [
+    "stages.clip.steps=15",
+    "stages.denoiser.steps=25",
+    "evaluation.count=2",
+    "denoiser.dropout=0.1",
+]
 
 
 def fingerprint(path):

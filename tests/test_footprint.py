@@ -64,6 +64,29 @@ def test_the_plan_of_the_small_experiment_is_what_its_run_holds(registry, tmp_pa
     assert planned.stages["denoiser"].epochs == 3 * 8 / 64
 
 
+def test_a_batch_in_parts_needs_the_memory_of_one_of_them(registry, tmp_path):
+    settings = ("stages.denoiser.batch=16", *SHORT)
+    whole = footprint.measure(registry.experiment("small", settings)).stages["denoiser"]
+    parts = registry.experiment("small", (*settings, "stages.denoiser.accumulation=4"))
+    found = check(parts, tmp_path / "run").stages["denoiser"]
+    assert 0.2 * whole.activations < found.activations < 0.35 * whole.activations
+    assert whole.gradients == found.gradients
+    assert found.peak < whole.peak
+    assert found.flops == pytest.approx(whole.flops, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_with_a_cache_encoders_compute_nothing(registry, tmp_path):
+    kl = "autoencoder={use: kl, widths: [32, 32], groups: 8, layers: 1}"
+    settings = (kl, "denoiser.channels=[16,16]", *SHORT)
+    plain = footprint.measure(registry.experiment("small", settings)).stages["denoiser"]
+    cached = registry.experiment("small", (*settings, f"stages.denoiser.cache={tmp_path / 'kept'}"))
+    found = check(cached, tmp_path / "run").stages["denoiser"]
+    assert found.flops < plain.flops
+    assert found.peak < plain.peak
+    assert (found.weights, found.optimizer) == (plain.weights, plain.optimizer)
+
+
 @pytest.mark.slow
 def test_the_plan_of_demo_is_what_its_run_holds_under_autocast_too(catalogue, tmp_path):
     changed = (

@@ -1,12 +1,10 @@
 """Compiled stages and recomputed activations: the same numbers by other ways."""
 
-import json
-
 import pytest
 import torch
 
 from sfumato import ConfigError, DenoiserModule, train
-from sfumato.forwards import compiled, plain, recomputing
+from sfumato.forwards import RowDropout, compiled, plain, recomputing
 from sfumato.testing.modules import shake
 from sfumato_lora import LoRA
 from sfumato_unet import UNet
@@ -67,6 +65,44 @@ def test_recomputing_keeps_less_and_gives_the_same_gradients(settings):
     assert backward(module)[2] == kept
 
 
+def dropped(rows, step=0, stream="stage", width=1):
+    """What two layers in a row leave of ones, of so many pieces of each row."""
+    layers = torch.nn.Sequential(torch.nn.Dropout(0.25), torch.nn.Dropout(0.5))
+    dropout = RowDropout(layers, 7, stream)
+    dropout.begin(step, torch.tensor(rows))
+    return layers(torch.ones(len(rows) * width, 4, 5))
+
+
+def test_what_is_dropped_of_a_row_depends_on_nothing_else():
+    whole = dropped([0, 1, 2, 3])
+    assert whole[2:].equal(dropped([2, 3]))
+    assert whole[[3, 1]].equal(dropped([3, 1]))
+    pieces = dropped([0, 1, 2], width=6)
+    assert pieces[6:12].equal(dropped([1], width=6))
+    different = [dropped([0, 1, 2, 3], **other) for other in ({"step": 1}, {"stream": "other"})]
+    assert not any(one.equal(whole) for one in (*different, whole[[1, 0, 2, 3]]))
+
+
+def test_row_dropout_keeps_the_mean_and_layers_drop_independently():
+    found = dropped(list(range(2000)))
+    assert found.unique().tolist() == [0.0, pytest.approx(1 / (0.75 * 0.5))]
+    share = float((found > 0).double().mean())
+    assert share == pytest.approx(0.75 * 0.5, abs=4 * (0.375 * 0.625 / found.numel()) ** 0.5)
+
+
+def test_row_dropout_is_no_other_layer_where_there_are_no_rows():
+    layer = torch.nn.Sequential(torch.nn.Dropout(0.5))
+    dropout = RowDropout(layer, 7, "stage")
+    assert layer.eval()(torch.ones(3, 8)).equal(torch.ones(3, 8))
+    layer.train()
+    for rows in ([], [0, 1]):  # none yet; rows that three do not divide into
+        dropout.begin(0, torch.tensor(rows, dtype=torch.int64))
+        torch.manual_seed(2)
+        found = layer(torch.ones(3, 8))
+        torch.manual_seed(2)
+        assert found.equal(torch.nn.functional.dropout(torch.ones(3, 8), 0.5))
+
+
 class Single(DenoiserModule):
     """All in one piece."""
 
@@ -84,25 +120,25 @@ def test_a_module_without_blocks_is_refused():
     assert str(error.value) == "Single names no blocks, which this needs"
 
 
-def test_both_stages_give_the_same_losses_with_activations_recomputed(
-    registry, small_run, tmp_path
-):
-    options = ["stages.clip.activation_checkpointing=true",
-               "stages.denoiser.activation_checkpointing=true", "evaluation.metrics=[]"]  # fmt: skip
-    steps = list(train(registry.experiment("small", options), tmp_path / "run"))
-    wanted = [json.loads(line)["loss"] for line in (small_run / "metrics.jsonl").open()]
-    assert [step.loss for step in steps] == pytest.approx(wanted, rel=1e-5)
+def losses(registry, out, *options):
+    """With dropout."""
+    common = ["evaluation.metrics=[]", "denoiser.dropout=0.3"]
+    steps = train(registry.experiment("small", [*common, *options]), out)
+    return [step.loss for step in steps]
+
+
+def test_both_stages_give_the_same_losses_with_activations_recomputed(registry, tmp_path):
+    stages = [f"stages.{stage}.activation_checkpointing=true" for stage in ("clip", "denoiser")]
+    wanted = losses(registry, tmp_path / "plain")
+    assert losses(registry, tmp_path / "run", *stages) == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.slow
-def test_compiled_stages_give_the_same_losses(registry, small_run, tmp_path):
-    options = [
-        "stages.clip.compile=true", "stages.denoiser.compile=true",
-        "stages.denoiser.activation_checkpointing=true", "evaluation.metrics=[]",
-    ]  # fmt: skip
-    steps = list(train(registry.experiment("small", options), tmp_path / "run"))
-    wanted = [json.loads(line)["loss"] for line in (small_run / "metrics.jsonl").open()]
-    assert [step.loss for step in steps] == pytest.approx(wanted, rel=1e-5)
+def test_compiled_stages_give_the_same_losses(registry, tmp_path):
+    stages = [f"stages.{stage}.compile=true" for stage in ("clip", "denoiser")]
+    stages.append("stages.denoiser.activation_checkpointing=true")
+    wanted = losses(registry, tmp_path / "plain")
+    assert losses(registry, tmp_path / "run", *stages) == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.slow

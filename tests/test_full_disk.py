@@ -75,6 +75,22 @@ def test_a_run_says_so_in_its_record_and_goes_on_when_there_is_room(registry, tm
     assert record(out)["error"] is None
 
 
+@pytest.mark.fault("full disk")
+def test_a_run_that_cannot_go_on_for_want_of_room_says_so(registry, tmp_path):
+    out = tmp_path / "run"
+    run(registry, out, "checkpoints.every=2", stop_before=3)
+    settings = (out / "settings.yaml").read_bytes()
+    assert (out / "metrics.jsonl").stat().st_size < 1000 < len(settings)
+    with limited(1000), pytest.raises(CheckpointError) as error:
+        run(registry, out, "checkpoints.every=2", resume=True)
+    assert str(error.value) == (
+        f"{out / 'settings.yaml'}: cannot be written: File too large; make room; "
+        "continue with --resume"
+    )
+    assert (out / "settings.yaml").read_bytes() == settings
+    assert not list(out.glob(".settings*"))
+
+
 # One megabyte, of which the run leaves too little for a second checkpoint.
 TMPFS = """
 mount -t tmpfs -o size={size}k tmpfs "$1" || exit 77

@@ -633,7 +633,9 @@ def test_more_than_a_share_of_bad_examples_stops(three):
     (three / "c.png").unlink()
     split = train(three, on_bad_example="skip", bad_share=0.4)
     assert len(split) == 2
-    assert message(lambda: split.example(1)).startswith(
+    split.example(1)
+    split.check_bad({})
+    assert message(lambda: split.check_bad({1: split.fault(1)})).startswith(
         f"2 of 3 pictures are bad, more than bad_share: 0.4 allows; the first: {three}/a.png: is empty"
     )
     assert message(lambda: train(three, on_bad_example="skip", bad_share=0.3)).startswith(

@@ -91,8 +91,9 @@ def test_a_process_that_is_told_to_end_ends_well(registry_file, tmp_path):
 HANGING = """
 import time
 from pathlib import Path
-from pathlib import Path
-from sfumato import hookimpl
+from sfumato import hookimpl, interruption
+
+interruption.GRACE = 2
 
 @hookimpl
 def sfumato_on_train_step(step):
@@ -102,22 +103,61 @@ def sfumato_on_train_step(step):
             time.sleep(1)
 """
 
+LONG = """
+import time
+from pathlib import Path
+from sfumato import hookimpl
+
+@hookimpl
+def sfumato_on_train_step(step):
+    if step.step == 3:
+        Path("long").touch()
+        while Path("long").exists():
+            time.sleep(0.01)
+"""
+
 
 @pytest.mark.fault("signals")
-def test_a_second_signal_ends_at_once(registry_file, tmp_path):
+@pytest.mark.parametrize(
+    ("first", "second", "code"),
+    [
+        (signal.SIGTERM, signal.SIGINT, 130),
+        (signal.SIGINT, signal.SIGINT, 130),
+        pytest.param(signal.SIGUSR1, signal.SIGTERM, 143, marks=pytest.mark.slow),
+        (signal.SIGTERM, signal.SIGTERM, 143),  # after more than the grace
+    ],
+)
+def test_a_second_signal_ends_at_once(registry_file, tmp_path, first, second, code):
     """A watcher hangs, so that the step never ends; the checkpoint before it is whole."""
     (tmp_path / "hanging.py").write_text(HANGING)
     due = ["--set", "checkpoints.every=2"]
     process = start(tmp_path, "--plugin", "hanging.py", "train", "small", *SHORT, *due)
     waiting_for(tmp_path / "hangs")
-    os.kill(process.pid, signal.SIGTERM)
-    process.join(0.5)
+    os.kill(process.pid, first)
+    process.join(0.5 if first is not second or first is signal.SIGINT else 2.5)
     assert process.is_alive()
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, second)
     process.join(30)
-    assert process.exitcode == 130
+    assert process.exitcode == code
     assert checkpoints(tmp_path / "run") == ["step-00000002"]
     checkpoint.verify(tmp_path / "run" / "checkpoints" / "step-00000002")
+
+
+@pytest.mark.fault("signals")
+def test_a_signal_that_a_launcher_passes_on_is_the_same_request(registry_file, tmp_path):
+    """As where a scheduler tells both; the step is long, so that it is not over between them."""
+    (tmp_path / "long.py").write_text(LONG)
+    process = start(tmp_path, "--plugin", "long.py", "train", "small", *SHORT)
+    waiting_for(tmp_path / "long")
+    for _ in range(3):
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(0.2)
+        assert process.is_alive()
+    (tmp_path / "long").unlink()
+    process.join(60)
+    assert process.exitcode == 143
+    assert record(tmp_path / "run")["status"] == "preempted"
+    assert checkpoints(tmp_path / "run") == ["step-00000003"]
 
 
 def test_handlers_are_put_back_after_an_error():

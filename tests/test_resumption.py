@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sfumato import CheckpointError, ConfigError, Pipeline, checkpoint
+from sfumato import CheckpointError, ConfigError, Pipeline, checkpoint, resumption
 from sfumato.experiment import Checkpoints
 from sfumato.interruption import Interruption, Preempted
 from sfumato.runs import Run
@@ -89,7 +89,12 @@ def test_a_complete_run_whose_last_checkpoint_is_damaged_is_completed_again(
 @pytest.mark.fault("resume")
 def test_what_changes_no_number_may_be_another(undisturbed, registry, tmp_path):
     path = shutil.copytree(undisturbed, tmp_path / "run")
-    for free in ("stages.denoiser.activation_checkpointing=true", "workers=1"):
+    free_ones = (
+        "stages.denoiser.activation_checkpointing=true",
+        "workers=1",
+        f"stages.denoiser.cache={tmp_path / 'kept'}",
+    )
+    for free in free_ones:
         experiment = registry.experiment("small", [*STAGES, DUE, free])
         assert list(train(experiment, path, resume=True)) == []
     experiment = registry.experiment("small", [*STAGES, DUE, "stages.denoiser.warmup=3"])
@@ -187,6 +192,18 @@ def test_settings_that_change_no_number_may_change(undisturbed, halfway, registr
         ConfigError, match="stages.denoiser.nonfinite: 'stop' in the run, 'rollback' now"
     ):
         run(registry, halfway, "stages.denoiser.nonfinite=rollback", resume=True)
+
+
+def test_settings_are_free_by_their_path_and_not_by_their_last_name():
+    def free(*path):
+        return any(resumption._is_at_or_below(path, one) for one in resumption.FREE)
+
+    assert free("checkpoints", "every")
+    assert free("stages", "workers", "cache")
+    assert not free("stages", "clip", "workers")
+    assert not free("stages", "clip", "objective", "cache")
+    assert not free("data", "workers")
+    assert not free("stages")
 
 
 def test_other_software_is_said(halfway, registry):

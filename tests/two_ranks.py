@@ -1,14 +1,16 @@
 """What tests ask of two ranks, which torchrun starts: gradients from given weights, whole runs, a run left half-way."""
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
 
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
-from sfumato import Pipeline, batches, plugins, ranks
+from sfumato import DataError, Pipeline, batches, plugins, ranks
 from sfumato.registry import Registry
 from sfumato.stage import StageRun
 from sfumato.training import train
@@ -16,6 +18,7 @@ from small import SMALL
 
 BATCH = 9  # of 64 examples: shares of ranks differ by one, and epochs end inside of a batch
 STEPS = 20
+DROPOUT = "denoiser.dropout=0.1"
 STAGES = [
     f"stages.{stage}.{option}"
     for stage in ("clip", "denoiser")
@@ -27,7 +30,7 @@ def experiment(folder, *overrides):
     path = folder / "registry.yaml"
     path.write_text(SMALL)
     registry = Registry.load(path, plugins.load())
-    return registry.experiment("small", [*STAGES, "evaluation.count=32", *overrides])
+    return registry.experiment("small", [*STAGES, DROPOUT, "evaluation.count=32", *overrides])
 
 
 def gradients(settings, stage, engine):
@@ -71,6 +74,39 @@ def left_at(step, settings, out, **options):
     for done in steps:
         if done.step == step:
             steps.close()
+
+
+def broken_pictures(folder, *overrides, share=1.0):
+    """An experiment with 40 pictures in `set`, painted where they are not there: one has no caption, six are cut off."""
+    pictures = folder / "set"
+    if not pictures.exists():
+        pictures.mkdir()
+        for number in range(40):
+            path = pictures / f"{number:02}.png"
+            Image.new("RGB", (16, 16), (6 * number, 0, 0)).save(path)
+            path.with_suffix(".txt").write_text("" if number == 39 else "a red square")
+            if number in (3, 4, 9, 17, 28, 33):
+                path.write_bytes(path.read_bytes()[:45])
+    data = (
+        f"data={{use: image_folder, folder: {pictures}, size: 16, held_out: 0.0, "
+        f"on_bad_example: skip, bad_share: {share}}}"
+    )
+    short = ["stages.clip.batch=3", "stages.clip.steps=3", "stages.denoiser.steps=8"]
+    short.append("evaluation={metrics: [], studies: [], count: 1}")
+    return experiment(folder, data, *short, *overrides)
+
+
+def bad_pictures(folder):
+    """A run where any may be bad, and how one ends where few may."""
+    for _ in train(broken_pictures(folder), folder / "run"):
+        pass
+    done = 0
+    try:
+        for step in train(broken_pictures(folder, share=0.1), folder / "stopped"):
+            done = step.step
+    except DataError as error:
+        path = folder / f"stopped-{os.environ['RANK']}.json"
+        path.write_text(json.dumps([str(error), done]))
 
 
 def gradients_of_stages(folder):

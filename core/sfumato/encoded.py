@@ -38,6 +38,7 @@ from sfumato.records import Batch, TextEmbedding
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from sfumato.engine import Single
     from sfumato.experiment import Experiment, Stage
     from sfumato.interfaces import Split
     from sfumato.pipeline import Pipeline
@@ -94,7 +95,12 @@ class Encoding:
     """The answers of one pipeline about one split, under way."""
 
     def __init__(
-        self, experiment: Experiment, pipeline: Pipeline, split: Split, stage: Stage, engine: Any
+        self,
+        experiment: Experiment,
+        pipeline: Pipeline,
+        split: Split,
+        stage: Stage,
+        engine: Single,
     ) -> None:
         """`stage` says the precision, and how many are encoded at once."""
         self.pipeline, self.split, self.stage, self.engine = pipeline, split, stage, engine

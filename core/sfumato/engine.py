@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     Loss = Callable[[Batch, Draw], Losses]
 
 
+K = TypeVar("K")
 T = TypeVar("T")
 _DRAWS = (
     Tensor.uniform_,
@@ -111,6 +112,10 @@ class Single:
     def largest(self, number: int) -> int:
         """The largest of the numbers that the ranks have."""
         return number
+
+    def united(self, found: Mapping[K, T]) -> dict[K, T]:
+        """What any rank found, that of the first before that of the next; every rank has to ask."""
+        return dict(found)
 
     def session(self) -> AbstractContextManager[None]:
         """A run: all ranks leave it together."""

@@ -5,8 +5,9 @@ backward, runs on tensors that have a shape and no numbers. So the FLOP are thos
 operations that training will run, and the bytes are of the tensors that would be alive, each
 storage once. Nothing is trained, drawn or written.
 
-Left out are the libraries' own working memory, the captions, and a weaker model for guidance; a
-stage is measured as if its batch were computed whole (`accumulation`) and without a `cache`.
+A batch is computed in as many parts as `accumulation` says, and with a `cache` encoders compute
+nothing, though they stay in memory. Left out are the libraries' own working memory, the captions,
+and a weaker model for guidance.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class StageFootprint:
         gradients: of the parameters that move.
         optimizer: the moments of AdamW.
         average: the averaged weights.
-        activations: what else is alive where the backward pass starts.
+        activations: what else is alive where the backward pass starts, of one part of the batch.
         peak: the most that is alive at once, all of the above considered.
         checkpoint: what is written while the stage is under way, so that it can be resumed.
     """
@@ -175,14 +176,16 @@ def _stage(
     under_way = StageRun(name, plain, slot, objective, engine, experiment.seed)
     held = [tensor for module in pipeline.modules().values() for tensor in _tensors(module)]
     batch = _batch(experiment, captions, stage.batch)
-    flops, activations, most = _step(under_way, batch, held)
+    if stage.cache is not None:
+        batch = _encoded(batch, under_way, pipeline)
+    given = _given(batch)
+    flops, activations, most = _step(under_way, batch, [*held, *given])
     moving = list(under_way.parameters.values())
     under_way.optimizer.step()
     moments = (value for state in under_way.optimizer.state.values() for value in state.values())
     weights, optimizer = _bytes(held), _bytes(moments)
     average = _bytes(moving) if stage.ema is not None else 0
     gradients = _bytes(one.grad for one in moving if one.grad is not None)
-    images = _bytes([batch.images])
     under_way.optimizer.zero_grad(set_to_none=True)
     forwards.plain(slot)
     slot.eval().requires_grad_(False)
@@ -197,21 +200,25 @@ def _stage(
         gradients=gradients,
         optimizer=optimizer,
         average=average,
-        activations=activations + images,
-        peak=weights + optimizer + average + images + most,
+        activations=activations + _bytes(given),
+        peak=weights + optimizer + average + _bytes(given) + most,
         checkpoint=_checkpoint(pipeline) + optimizer + average,
     )
 
 
 def _step(under_way: StageRun, batch: Batch, held: list[Tensor]) -> tuple[int, int, int]:
     """FLOP of both passes, and bytes beside what is held: between the passes, and at most."""
-    draw = Draw(seed=under_way.seed, stream=under_way.name, examples=batch.rows)
-    with FlopCounterMode(display=False) as counter, Alive([*held, batch.images]) as alive:
-        with under_way.engine.autocast(under_way.settings.precision):
-            losses = under_way.objective(batch, draw)
-        loss = losses.values.float().mean()
-        between = alive.now
-        under_way.engine.backward(loss)
+    between = 0
+    with FlopCounterMode(display=False) as counter, Alive(held) as alive:
+        for part in batch.parts(under_way.settings.accumulation):
+            gradients = alive.now  # of the parts before
+            draw = Draw(seed=under_way.seed, stream=under_way.name, examples=part.rows)
+            with under_way.engine.autocast(under_way.settings.precision):
+                losses = under_way.objective(part, draw)
+            loss = losses.values.float().mean()
+            between = max(between, alive.now - gradients)
+            under_way.engine.backward(loss)
+            del losses, loss
     return counter.get_total_flops(), between, alive.most
 
 
@@ -231,6 +238,19 @@ def _batch(experiment: Experiment, captions: list[str], size: int) -> Batch:
         rows=rows,
         total=size,
     )
+
+
+def _encoded(batch: Batch, under_way: StageRun, pipeline: Pipeline) -> Batch:
+    """The batch as a cache has it."""
+    with under_way.engine.autocast(under_way.settings.precision):
+        latents, text = pipeline.encoded(batch)
+    return attrs.evolve(batch, images=batch.images[..., :0, :0].clone(), latents=latents, text=text)
+
+
+def _given(batch: Batch) -> list[Tensor]:
+    """The tensors that a step is given, but for numbers of rows."""
+    text = [] if batch.text is None else [batch.text.tokens, batch.text.mask, batch.text.pooled]
+    return [batch.images, *([] if batch.latents is None else [batch.latents]), *text]
 
 
 def _give_shapes_a_device(module: nn.Module) -> None:

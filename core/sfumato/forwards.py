@@ -1,4 +1,4 @@
-"""Other ways to run what is trained: compiled, or with activations computed again.
+"""Other ways to run what is trained: compiled, with activations computed again, dropping by row.
 
 Only `forward` is replaced, on the module itself, and put back by `plain`: weights, their names and
 what hooks see stay the same. It knows nothing about diffusion.
@@ -10,9 +10,11 @@ import functools
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sfumato import randomness
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,6 +47,44 @@ def compiled(module: TrainableModule) -> None:
     whole = type(module).forward is not nn.Module.forward
     for part in [module] if whole else _blocks(module):
         _replace(part, torch.compile(part.forward, dynamic=False))
+
+
+class RowDropout:
+    """From now on what each `nn.Dropout` of a module drops of a row is a function of (seed, stream,
+    layer, step, row), on one kind of device: the same in any part of a batch, and on any rank.
+
+    Whatever comes to a layer has the rows first, or pieces of each row, side by side; of anything
+    else torch's own generator decides.
+    """
+
+    def __init__(self, module: nn.Module, seed: int, stream: str) -> None:
+        """Of the layers of `module`, which are known by their names."""
+        self.seed, self.stream = seed, stream
+        self.step, self.rows = 0, list[int]()
+        layers = {n: m for n, m in module.named_modules() if isinstance(m, nn.Dropout)}
+        self.layers = {name: layer for name, layer in layers.items() if 0 < layer.p < 1}
+        for name, layer in self.layers.items():
+            _replace(layer, functools.partial(self._dropped, name, layer))
+
+    def begin(self, step: int, rows: Tensor) -> None:
+        """From now on `rows` of the global batch of a step are computed."""
+        if self.layers:
+            self.step, self.rows = step, rows.tolist()
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _dropped(self, name: str, layer: nn.Dropout, x: Tensor) -> Tensor:
+        if not self.rows or len(x) % len(self.rows):
+            return F.dropout(x, layer.p, layer.training)
+        return x * self._mask(name, x, 1 - layer.p) if layer.training else x
+
+    def _mask(self, name: str, like: Tensor, kept: float) -> Tensor:
+        """What is not dropped, as large as to keep the mean."""
+        mask = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+        generator = torch.Generator(like.device)
+        for row, part in zip(self.rows, mask.chunk(len(self.rows)), strict=True):
+            low, high = randomness.key(self.seed, f"{self.stream}/{name}/{self.step}/{row}")
+            part.bernoulli_(kept, generator=generator.manual_seed(high << 32 | low))
+        return mask.div_(kept)
 
 
 def channels_last(module: nn.Module) -> None:

@@ -456,6 +456,13 @@ class Split(ABC):
         """
         return None
 
+    def check_bad(self, replaced: Mapping[int, str]) -> None:
+        """Raises DataError where these faults, by index, of all that were asked for, are too many.
+
+        By default there are never too many.
+        """
+        return None
+
     def fingerprint(self) -> str:
         """Another text wherever examples of the same settings would be others: what is computed
         from examples is kept under it. By default a hash of all captions, which is enough where

@@ -1,5 +1,8 @@
 """Signals that ask a run to end: the first lets it end well, a second ends it at once.
 
+A scheduler tells every process of a job, and a launcher that is told tells its processes again: so
+SIGTERM or SIGUSR1 that comes again within `GRACE` is the same request. Ctrl-C is a person's.
+
     SIGINT           from a keyboard                      exit code 130
     SIGTERM, SIGUSR1 from a scheduler that wants the node exit code 143
 
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -19,6 +23,9 @@ if TYPE_CHECKING:
     from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+GRACE = 10.0
+"""Seconds. A launcher passes a signal on at once, but it is heard only after what torch computes in
+one go; torchrun and schedulers wait 30 seconds before they kill."""
 
 
 class Preempted(KeyboardInterrupt):
@@ -46,13 +53,17 @@ class Interruption:
     def __init__(self) -> None:
         """Nobody has asked."""
         self.signal: signal.Signals | None = None
+        self._since = 0.0
 
     def ask(self, number: int, frame: FrameType | None = None) -> None:
-        """What a handler calls; the second time it ends the process."""
-        asked = signal.Signals(number)
-        if self.signal is not None:
+        """What a handler calls; when it is asked a second time it ends the process."""
+        asked, now = signal.Signals(number), time.monotonic()
+        if self.signal is None:
+            self.signal, self._since = asked, now
+            return
+        same = asked is self.signal and asked is not signal.SIGINT and now < self._since + GRACE
+        if not same:
             os._exit(_exit_code(asked))  # checkpoints are whole or absent at any moment
-        self.signal = asked
 
     def asked(self, largest: Callable[[int], int] = int) -> bool:
         """Whether anybody has asked."""

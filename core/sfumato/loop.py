@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from sfumato import saving
+from sfumato import bad_examples, saving
+from sfumato.bad_examples import BadExamples
 from sfumato.batches import Batches
 from sfumato.encoded import Encoded, Encoding
 from sfumato.engine import Single
@@ -43,6 +44,7 @@ class Loop:
     Attributes:
         trained: what is trained so far; None where nothing is.
         objectives: of each stage.
+        bad: examples, as far as they are known.
         step: how many steps of the run are done.
     """
 
@@ -55,8 +57,8 @@ class Loop:
     saving: Saving
     trained: Trained | None
     objectives: Mapping[str, ObjectiveModule]
+    bad: BadExamples
     step: int = 0
-    replaced: dict[int, str] = attrs.field(factory=dict)
 
     def stages(self, found: Resumption | None) -> Iterator[TrainStep]:
         """The steps of all stages, from those on that a checkpoint has not."""
@@ -80,13 +82,13 @@ class Loop:
         under_way = self._begun(name, stage, begun)
         began = time.perf_counter()
         for batch in self._batches(under_way):
-            self.replaced.update(batch.replaced)
+            bad = self.bad.add(batch.replaced)
             outcome = under_way.advance(batch)
             self.step += 1
             if outcome.skipped:
                 self._leave_out(under_way)
             done = train_step(under_way, self.step, outcome, time.perf_counter() - began)
-            self.run.log(log_line(done))
+            self.run.log(log_line(done, bad))
             self._notify("sfumato_on_train_step", step=done)
             unfinished = under_way.step < stage.steps
             stopping = self.interruption.asked(self.engine.largest) and unfinished
@@ -145,12 +147,7 @@ class Loop:
 
     def _save(self, facts: Trained, under_way: StageRun | None = None) -> None:
         self.saving.save(facts, under_way)
-        faults = [*self.split.faults, *self.replaced.values()]
-        self.run.update(
-            examples=len(self.split),
-            dropped=self.split.dropped + len(self.replaced),
-            bad_examples=faults[:10],
-        )
+        self.run.update(**self.bad.record())
 
     def _check(self) -> None:
         """Ends the run here if any rank was asked to."""
@@ -177,8 +174,11 @@ def train_step(under_way: StageRun, step: int, outcome: Outcome, seconds: float)
     )
 
 
-def log_line(step: TrainStep) -> dict[str, Any]:
-    """A step as a line of `metrics.jsonl`; JSON has no word for a number that is not finite."""
+def log_line(step: TrainStep, bad: Mapping[int, str]) -> dict[str, Any]:
+    """A step as a line of `metrics.jsonl`, with the examples that it found to be `bad`.
+
+    JSON has no word for a number that is not finite.
+    """
     line = {**step.numbers, **{name: getattr(step, name) for name in LOGGED}}
     line["seconds"] = round(step.seconds, 4)
     if step.skipped:
@@ -186,4 +186,4 @@ def log_line(step: TrainStep) -> dict[str, Any]:
             if isinstance(value, float) and not math.isfinite(value):
                 line[name] = None
         line["skipped"] = True
-    return line
+    return {**line, bad_examples.LOGGED: bad} if bad else line

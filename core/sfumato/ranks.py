@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from sfumato.randomness import Draw
     from sfumato.records import Batch
 
+K = TypeVar("K")
 T = TypeVar("T")
 PATIENCE = datetime.timedelta(days=30)
 """How long a rank waits for the first to write or to measure. One that is gone is noticed at once:
@@ -176,6 +177,14 @@ class Ranks(Single):
         found = torch.tensor(number)
         distributed.all_reduce(found, distributed.ReduceOp.MAX, group=self.control)
         return int(found)
+
+    def united(self, found: Mapping[K, T]) -> dict[K, T]:
+        """What any rank found; what is found is pickled, and mostly there is nothing."""
+        if not self.largest(len(found)):
+            return {}
+        parts: list[Any] = [None] * self.ranks
+        distributed.all_gather_object(parts, dict(found), group=self.control)
+        return {key: value for part in parts for key, value in part.items()}
 
     @contextmanager
     def session(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ the run that was never interrupted, bit for bit.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -28,10 +28,15 @@ if TYPE_CHECKING:
     from sfumato.runs import Run
     from sfumato.weak import Weak
 
-FREE = {"checkpoints", "workers", "trackers", "parallel"}
-FREE_OF_STAGES = {"accumulation", "activation_checkpointing", "compile"}
-"""Settings, of the experiment and of its stages, that a run may go on with others of: they change
-numbers by rounding at most, and dropout inside of networks, which is drawn part by part."""
+    Names = tuple[str, ...]
+
+OF_STAGES = ("accumulation", "activation_checkpointing", "cache", "compile")
+FREE = {
+    *((name,) for name in ("checkpoints", "workers", "trackers", "parallel")),
+    *(("stages", "*", name) for name in OF_STAGES),
+}
+"""Paths of settings, with all below, that a run may go on with others of: they change numbers by
+rounding at most."""
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -127,12 +132,12 @@ def check_settings(run: Run, experiment: Experiment, catalogue: Catalogue) -> No
     """
     free = set(FREE)
     if any(stage.nonfinite == "rollback" for stage in experiment.stages.values()):
-        free.remove("checkpoints")  # they say to which step a stage goes back
+        free.remove(("checkpoints",))  # they say to which step a stage goes back
     now = settings.plain(experiment, catalogue)
     lines = [
-        f"{name}: {was!r} in the run, {wanted!r} now"
-        for name, was, wanted in _differences(run.settings().plain(), now)
-        if not _is_free(name.split("."), free)
+        f"{'.'.join(path)}: {was!r} in the run, {wanted!r} now"
+        for path, was, wanted in _differences(run.settings().plain(), now)
+        if not any(_is_at_or_below(path, one) for one in free)
     ]
     if lines:
         more = [f"and {len(lines) - 8} more"] if len(lines) > 8 else []
@@ -149,19 +154,15 @@ def check_settings(run: Run, experiment: Experiment, catalogue: Catalogue) -> No
         warnings.warn(f"not bit for bit: {run.path} began with {', '.join(changed)}", stacklevel=3)
 
 
-def _is_free(path: Sequence[str], free: Collection[str]) -> bool:
-    match path:
-        case ["stages", _, name]:
-            return name in FREE_OF_STAGES
-        case _:
-            return path[0] in free
+def _is_at_or_below(path: Names, top: Names) -> bool:
+    pairs = zip(path, top, strict=False)
+    return len(path) >= len(top) and all(wanted in ("*", name) for name, wanted in pairs)
 
 
-def _differences(was: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+def _differences(was: Any, now: Any, path: Names = ()) -> Iterator[tuple[Names, Any, Any]]:
     """The leaves that differ, each with its path."""
     if isinstance(was, dict) and isinstance(now, dict):
         for key in dict.fromkeys([*was, *now]):
-            here = f"{path}.{key}" if path else str(key)
-            yield from _differences(was.get(key), now.get(key), here)
+            yield from _differences(was.get(key), now.get(key), (*path, str(key)))
     elif was != now:
         yield path, was, now

@@ -150,7 +150,8 @@ class Run:
         lines = [line for line in self.logged() if line["step"] <= step]
         with _writing(self.path / METRICS):
             _replace(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
-        self.write_settings(experiment, catalogue)
+        with _writing(self.path / SETTINGS):
+            self.write_settings(experiment, catalogue)
         resumed = {"step": step, "at": _now(), "world_size": ranks}
         self.update(
             status="running",

@@ -80,6 +80,7 @@ class StageRun:
         if settings.compile:
             forwards.channels_last(module)
         self.averaged = None if settings.ema is None else average(module, settings.ema)
+        self.dropout = forwards.RowDropout(module, seed, f"{name}/dropout")
         if settings.activation_checkpointing:
             forwards.recomputing(module)
         if settings.compile:
@@ -128,6 +129,7 @@ class StageRun:
         with self.engine.seeded(randomness.key(self.seed, f"{self.name}/{self.step}")[0]):
             for part in parts:
                 draw = Draw(seed=self.seed, stream=self.name, examples=part.rows, index=self.step)
+                self.dropout.begin(self.step, part.rows)
                 with self.engine.accumulating(more=part is not parts[-1]):
                     with self.engine.autocast(self.settings.precision):
                         losses = self.losses(part, draw)

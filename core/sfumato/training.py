@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfumato import checkpoint, claim, compatibility, evaluation, plugins, ranks, resumption, runs
+from sfumato.bad_examples import BadExamples
 from sfumato.errors import CheckpointError
 from sfumato.interruption import Interruption
 from sfumato.loop import Loop
@@ -92,7 +93,7 @@ def train(
         pipeline = _built(experiment, split, start, weak) if found is None else found.pipeline
         loop = _loop(run, experiment, pipeline, split, engine, interruption, catalogue, before)
 
-        def begin() -> None:
+        def begin() -> dict[int, str]:
             if begun:
                 run.go_on(found.trained.step if found else 0, experiment, catalogue, engine.ranks)
                 loop.saving.retire()  # a kill may have come before it
@@ -106,8 +107,9 @@ def train(
             for tracker in experiment.trackers:
                 make = functools.partial(tracker.build, path)
                 pipeline.watchers.add(f"tracker {tracker.name}", make)
+            return BadExamples.logged(run.logged())
 
-        engine.alone(begin)
+        loop.bad.found = engine.alone(begin)
         yield from _recorded(run, _steps(loop, found, weak))
 
 
@@ -144,7 +146,10 @@ def _loop(
         for name, stage in experiment.stages.items()
     }
     saving = Saving(run, experiment, pipeline, engine, catalogue)
-    return Loop(run, experiment, pipeline, split, engine, interruption, saving, before, objectives)
+    bad = BadExamples(split, engine, {})
+    return Loop(
+        run, experiment, pipeline, split, engine, interruption, saving, before, objectives, bad
+    )
 
 
 def _steps(loop: Loop, found: Resumption | None, weak: Weak | None) -> Iterator[TrainStep]:

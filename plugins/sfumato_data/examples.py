@@ -17,7 +17,7 @@ from sfumato import DataError, Split
 from sfumato_data.pictures import to_rgb, to_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import BinaryIO
 
     from torch import Tensor
@@ -147,11 +147,11 @@ class Examples(Split):
             pictures: where they are, at least one.
             size: height and width in pixels.
             skip: whether bad ones are replaced, not raised.
-            bad_share: how many of all may be bad.
+            bad_share: how many of all may be left out, or be replaced in a run.
             check_headers: whether to open each picture, without decoding it.
 
         Raises:
-            DataError: an example is bad, or too many are.
+            DataError: an example is bad, or too many are left out.
         """
         self._pictures, self._size, self._skip = pictures, size, skip
         self._bad_share = bad_share
@@ -171,8 +171,8 @@ class Examples(Split):
                     raise
                 self.dropped += 1
                 self._first = [*self._first, fault][:TOLD]
-        self._check_share()
-        self.faults = tuple(str(fault) for fault in self._first)
+        self.faults = tuple(map(str, self._first))
+        self.check_bad({})
 
     def __len__(self) -> int:
         return len(self._sound)
@@ -191,8 +191,7 @@ class Examples(Split):
                 if not self._skip:
                     raise
                 self._faults[place] = fault
-                self._check_share()
-        raise self._too_many("all")
+        raise self._too_many("all", map(str, self._faults.values()))
 
     def caption(self, index: int) -> str:
         """The caption as listed, even if `example` finds the picture broken."""
@@ -212,15 +211,16 @@ class Examples(Split):
             digest.update(f"{picture.place}\0{picture.version}\0".encode(errors="surrogatepass"))
         return digest.hexdigest()
 
-    def _check_share(self) -> None:
-        bad = self.dropped + len(self._faults)
+    def check_bad(self, replaced: Mapping[int, str]) -> None:
+        """Raises DataError where more than `bad_share` are left out or replaced."""
+        bad = self.dropped + len(replaced)
         if bad == len(self._pictures):
-            raise self._too_many("all")
+            raise self._too_many("all", replaced.values())
         if bad > self._bad_share * len(self._pictures):
-            raise self._too_many(f"{bad} of")
+            raise self._too_many(f"{bad} of", replaced.values())
 
-    def _too_many(self, how_many: str) -> DataError:
-        first = next(iter([*self._first, *self._faults.values()]))
+    def _too_many(self, how_many: str, replaced: Iterable[str]) -> DataError:
+        first = next(iter([*self.faults, *replaced]))
         problem = f"{how_many} {len(self._pictures)} pictures are bad"
         if how_many != "all":
             problem += f", more than bad_share: {self._bad_share:g} allows"
