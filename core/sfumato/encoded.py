@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from sfumato.experiment import Experiment, Stage
-    from sfumato.interfaces import Split
     from sfumato.pipeline import Pipeline
+    from sfumato.split import Split
 
 SHARD = 512
 """Examples, or texts, in one file."""

@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
     from sfumato.engine import Single
     from sfumato.experiment import Experiment, Stage
-    from sfumato.interfaces import Split
     from sfumato.modules import TrainableModule
     from sfumato.plugins import Catalogue
     from sfumato.resumption import Resumption
+    from sfumato.split import Split
     from sfumato.stage import Outcome
 
 
@@ -87,7 +87,7 @@ def train(
     before = None if start is None else start.trained
     compatibility.check_training(experiment, None if weak is None else weak.trained, before)
     split = experiment.given_data().split("train")
-    compatibility.check_batches(experiment, len(split), engine.ranks)
+    compatibility.check_batches(experiment, split, engine.ranks)
     with engine.session(), contextlib.ExitStack() as held:
         run, found = Run(path, ours=engine.main), None
         begun = resume and engine.alone(lambda: Run.begun(path))
@@ -127,7 +127,7 @@ def _built(
     experiment: Experiment, split: Split, start: Stored | None, weak: Weak | None
 ) -> Pipeline:
     """The pipeline at the first step: with drawn weights, or those of the start."""
-    seed, captions = experiment.seed, [split.caption(i) for i in range(len(split))]
+    seed, captions = experiment.seed, split.texts()
     if start is None:
         pipeline = Pipeline(experiment, experiment.text_encoder.fit(captions), seed, weak=weak)
     else:
