@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -235,3 +237,19 @@ def test_a_run_that_is_left_half_way_says_so(registry, tmp_path):
     next(steps)
     steps.close()
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "preempted"
+
+
+def test_a_script_that_stops_half_way_ends_though_workers_prepare_examples(registry_file, tmp_path):
+    # A generator in a global name is closed by nobody before the interpreter waits for children.
+    script = tmp_path / "half.py"
+    script.write_text(
+        "import sfumato\n"
+        f"registry = sfumato.Registry.load({str(registry_file)!r})\n"
+        "experiment = registry.experiment('small', overrides=['workers=2'])\n"
+        "steps = sfumato.train(experiment, out='run')\n"
+        "print(next(steps).step)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, "1\n")

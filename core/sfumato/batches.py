@@ -7,6 +7,7 @@ are, and how many, changes no example.
 
 from __future__ import annotations
 
+import atexit
 import functools
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from sfumato import interruption, randomness
 from sfumato.encoded import Encoded
-from sfumato.interfaces import Split
+from sfumato.randomness import Draw
 from sfumato.records import Batch
+from sfumato.split import Split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +32,17 @@ def examples_at(size: int, seed: int, stage: str, batch: int, step: int) -> list
     return [
         int(order(place // size)[place % size]) for place in range(step * batch, (step + 1) * batch)
     ]
+
+
+def variation_words(seed: int, stage: str, step: int, rows: range) -> list[int]:
+    """A number in [0, 2^64) for each of these rows of the global batch: its variation."""
+    draw = Draw(
+        seed=seed,
+        stream=f"{stage}/variation",
+        examples=torch.arange(rows.start, rows.stop),
+        index=step,
+    )
+    return [high << 32 | low for high, low in draw.bits("word", 2).tolist()]
 
 
 def batch_at(
@@ -50,7 +63,11 @@ def batch_at(
     if encoded is not None:
         places = torch.arange(rows.start, rows.stop)
         return attrs.evolve(encoded.batch(examples), rows=places, total=size).to(device)
-    images, captions = zip(*(split.example(i) for i in examples), strict=True)
+    if split.varies:
+        words = variation_words(seed, stage, step, rows)
+        images, captions = zip(*map(split.variation, examples, words), strict=True)
+    else:
+        images, captions = zip(*map(split.example, examples), strict=True)
     return Batch(
         images=torch.stack(images).to(device),
         captions=captions,
@@ -104,10 +121,18 @@ class Batches(Dataset[Batch | Exception]):
             multiprocessing_context="fork" if workers else None,
             generator=torch.Generator(),  # torch's own would be moved on by a draw
         )
-        for batch in loader:
-            if isinstance(batch, Exception):
-                raise batch
-            yield batch.to(device)
+        held = [iter(loader)]
+        # Workers ignore the SIGTERM by which an interpreter that ends would end them, and would be
+        # waited for; an iterator that nobody holds ends them itself.
+        atexit.register(held.clear)
+        try:
+            for _ in steps:
+                batch = next(held[0])
+                if isinstance(batch, Exception):
+                    raise batch
+                yield batch.to(device)
+        finally:
+            held.clear()
 
 
 def _begin(worker: int) -> None:
