@@ -51,7 +51,8 @@ NOT_RUN = (
 SHELL = {"|", ">", "<", "&", "&&", ";"}
 """What would make a line more than one command."""
 RENAMED = (("  small:", "  demo:"), ("from: small", "from: demo"), ("  cosine:", "  demo-cosine:"),
-           ("  strong:", "  demo-strong:"))  # fmt: skip
+           ("  strong:", "  demo-strong:"),
+           ("  demo-strong:", "  emoji-64: {from: demo}\n  demo-strong:"))  # fmt: skip
 
 
 def names(page):

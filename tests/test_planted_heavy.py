@@ -528,6 +528,40 @@ class AugmentsAtRandom(Resplit):
             return picture * (0.9 + 0.1 * torch.rand(())), caption
 
 
+@planted("variations_are_examples")
+class VariesAtRandom(Resplit):
+    class wrong(Inner):
+        varies = True
+
+        def variation(self, index, word):
+            picture, caption = super().example(index)
+            return picture * (0.9 + 0.1 * torch.rand(())), caption
+
+
+@planted("variations_are_examples")
+class SaysWhatIsNotListed(Resplit):
+    class wrong(Inner):
+        varies = True
+
+        def variation(self, index, word):
+            picture, caption = super().example(index)
+            return picture, f"{word} times {caption}"
+
+
+@planted("variations_are_examples")
+class VariesWithoutSayingSo(Resplit):
+    class wrong(Inner):
+        def variation(self, index, word):
+            picture, caption = super().example(index)
+            return picture.flip(-1), caption
+
+
+@planted("what_is_held_out_does_not_vary")
+class VariesWhatIsMeasured(Resplit):
+    class wrong(Inner):
+        varies = True
+
+
 @planted("held_out_is_held_out")
 class HoldsNothingOut(Shapes):
     def split(self, name):

@@ -171,7 +171,7 @@ def entry(component, **changes):
         "folder": "photos", "guidance": "cfg", "denoiser": "unet", "schedule": "linear", "shift": 2.0,
         "values": [0.5, 0.25], "parts": ["cfg"], "encoders": ["clip"],
         "scheduler": "HeunDiscreteScheduler", "model": "UNet2DConditionModel",
-        "shards": "*.tar", "path": "photos",
+        "shards": "*.tar", "path": "photos", "data": "shapes",
     }  # fmt: skip
     written = {
         name: needed[name] if field.default is attrs.NOTHING else settings.default(field)

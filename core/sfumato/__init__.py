@@ -34,7 +34,6 @@ from sfumato.interfaces import (
     NoiseSchedule,
     Objective,
     Sampler,
-    Split,
     Study,
     TextEncoder,
     TimeGrid,
@@ -64,6 +63,7 @@ from sfumato.records import (
     TrainStart,
     TrainStep,
 )
+from sfumato.split import Split
 from sfumato.tables import TableSchedule
 
 if TYPE_CHECKING:

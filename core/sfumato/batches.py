@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from sfumato import interruption, randomness
 from sfumato.encoded import Encoded
-from sfumato.interfaces import Split
+from sfumato.randomness import Draw
 from sfumato.records import Batch
+from sfumato.split import Split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +31,17 @@ def examples_at(size: int, seed: int, stage: str, batch: int, step: int) -> list
     return [
         int(order(place // size)[place % size]) for place in range(step * batch, (step + 1) * batch)
     ]
+
+
+def variation_words(seed: int, stage: str, step: int, rows: range) -> list[int]:
+    """A number in [0, 2^64) for each of these rows of the global batch: its variation."""
+    draw = Draw(
+        seed=seed,
+        stream=f"{stage}/variation",
+        examples=torch.arange(rows.start, rows.stop),
+        index=step,
+    )
+    return [high << 32 | low for high, low in draw.bits("word", 2).tolist()]
 
 
 def batch_at(
@@ -50,7 +62,11 @@ def batch_at(
     if encoded is not None:
         places = torch.arange(rows.start, rows.stop)
         return attrs.evolve(encoded.batch(examples), rows=places, total=size).to(device)
-    images, captions = zip(*(split.example(i) for i in examples), strict=True)
+    if split.varies:
+        words = variation_words(seed, stage, step, rows)
+        images, captions = zip(*map(split.variation, examples, words), strict=True)
+    else:
+        images, captions = zip(*map(split.example, examples), strict=True)
     return Batch(
         images=torch.stack(images).to(device),
         captions=captions,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from sfumato.interfaces import Denoiser
     from sfumato.records import Branch
+    from sfumato.split import Split
 
 TRAINING = {"loss", "loss_weight", "time_sampler"}
 """The slots of a pipeline that sampling does not look at."""
@@ -160,9 +161,17 @@ def check_caches(experiment: Experiment) -> None:
         raise ConfigError(problem, place=f"stages.{name}.cache", remedy="leave it out")
 
 
-def check_batches(experiment: Experiment, examples: int, ranks: int = 1) -> None:
-    """Raises ConfigError where a batch would hold an example twice, or cannot be shared out."""
+def check_batches(experiment: Experiment, split: Split, ranks: int = 1) -> None:
+    """Raises ConfigError where a batch would hold an example twice, cannot be shared out, or would
+    come from a cache although examples vary.
+    """
     for name, stage in experiment.stages.items():
+        if stage.cache is not None and split.varies:
+            raise ConfigError(
+                "training sees each example differently each time, and a cache holds it once",
+                place=f"stages.{name}.cache",
+                remedy="leave it out, or the augmentation",
+            )
         parts = ranks * stage.accumulation
         if stage.batch < parts:
             shared = f"{ranks} ranks in {stage.accumulation} parts each"
@@ -178,11 +187,11 @@ def check_batches(experiment: Experiment, examples: int, ranks: int = 1) -> None
                 place=f"stages.{name}.accumulation",
                 remedy="leave it at 1, and let more ranks share the batch out",
             )
-        if stage.batch > examples:
+        if stage.batch > len(split):
             raise ConfigError(
-                f"a batch of {stage.batch} is more than the {examples} examples of the data",
+                f"a batch of {stage.batch} is more than the {len(split)} examples of the data",
                 place=f"stages.{name}.batch",
-                remedy=f"use at most {examples}",
+                remedy=f"use at most {len(split)}",
             )
 
 

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
     from sfumato.engine import Single
     from sfumato.experiment import Experiment, Stage
-    from sfumato.interfaces import Split
     from sfumato.pipeline import Pipeline
+    from sfumato.split import Split
 
 SHARD = 512
 """Examples, or texts, in one file."""

@@ -101,9 +101,9 @@ def measure(experiment: Experiment, catalogue: Catalogue | None = None) -> Footp
         start = Stored.find(experiment.start, "start", catalogue or plugins.load())
     compatibility.check_training(experiment, None, None if start is None else start.trained)
     split = experiment.given_data().split("train")
-    compatibility.check_batches(experiment, len(split))
+    compatibility.check_batches(experiment, split)
     captions = [split.caption(i) for i in range(len(split))]
-    files = _files(experiment, captions, start)
+    files = _files(experiment, split.texts(), start)
     with torch.device("meta"):
         pipeline = Pipeline(experiment, files, experiment.seed)
     with FakeTensorMode(allow_non_fake_inputs=True):

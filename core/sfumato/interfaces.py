@@ -9,7 +9,6 @@ imports no torch: listing what is installed must be quick.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     )
     from sfumato.pipeline import Pipeline
     from sfumato.prediction import PredictionType
+    from sfumato.split import Split
 
 Denoise = Callable[["Tensor", "Tensor"], Guided]
 
@@ -419,64 +419,6 @@ class Objective(Component):
         """The module, on the shared pipeline; all that it does not train is frozen and in eval
         mode.
         """
-
-
-class Split(ABC):
-    """One part of a data source: a map from an index to a captioned picture."""
-
-    dropped: int = 0
-    """How many examples were left out, when the split was made, because they could not be used."""
-    faults: tuple[str, ...] = ()
-    """What is wrong with the first of them."""
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """The number of examples."""
-
-    @abstractmethod
-    def example(self, index: int) -> tuple[Tensor, str]:
-        """Picture (3, H, W) float32 in [-1, 1] and caption; the same for the same index.
-
-        Raises:
-            DataError: the example cannot be read.
-            IndexError: `index` is below 0, or not below the length.
-        """
-
-    @abstractmethod
-    def caption(self, index: int) -> str:
-        """The caption alone, without drawing or reading the picture.
-
-        Raises:
-            IndexError: as for `example`.
-        """
-
-    def fault(self, index: int) -> str | None:
-        """Why `example` gives another one for this index, once it has been asked; None where it
-        gives its own.
-        """
-        return None
-
-    def check_bad(self, replaced: Mapping[int, str]) -> None:
-        """Raises DataError where these faults, by index, of all that were asked for, are too many.
-
-        By default there are never too many.
-        """
-        return None
-
-    def fingerprint(self) -> str:
-        """Another text wherever examples of the same settings would be others: what is computed
-        from examples is kept under it. By default a hash of all captions, which is enough where
-        the settings alone say what pictures are.
-        """
-        digest = hashlib.sha256()
-        for index in range(len(self)):
-            digest.update(f"{self.caption(index)}\0".encode())
-        return digest.hexdigest()
-
-    def refuse_outside(self, index: int) -> None:
-        """Raises the IndexError of `example` and `caption`."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"there is no example {index}; the last is {len(self) - 1}")
 
 
 class Data(Component):

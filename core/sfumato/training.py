@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
     from sfumato.engine import Single
     from sfumato.experiment import Experiment, Trained
-    from sfumato.interfaces import Split
     from sfumato.plugins import Catalogue
     from sfumato.records import TrainStep
     from sfumato.resumption import Resumption
+    from sfumato.split import Split
 
 
 def train(
@@ -78,7 +78,7 @@ def train(
     before = None if start is None else start.trained
     compatibility.check_training(experiment, None if weak is None else weak.trained, before)
     split = experiment.given_data().split("train")
-    compatibility.check_batches(experiment, len(split), engine.ranks)
+    compatibility.check_batches(experiment, split, engine.ranks)
     with engine.session(), contextlib.ExitStack() as held:
         run, found = Run(path, ours=engine.main), None
         begun = resume and engine.alone(lambda: Run.begun(path))
@@ -117,7 +117,7 @@ def _built(
     experiment: Experiment, split: Split, start: Stored | None, weak: Weak | None
 ) -> Pipeline:
     """The pipeline at the first step: with drawn weights, or those of the start."""
-    seed, captions = experiment.seed, [split.caption(i) for i in range(len(split))]
+    seed, captions = experiment.seed, split.texts()
     if start is None:
         pipeline = Pipeline(experiment, experiment.text_encoder.fit(captions), seed, weak=weak)
     else:

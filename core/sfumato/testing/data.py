@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
@@ -9,16 +10,21 @@ from typing import TYPE_CHECKING, Literal
 import attrs
 import torch
 
-from sfumato.interfaces import Data, Split
+from sfumato.interfaces import Data
+from sfumato.split import Split
 from sfumato.testing.laws import Broken, expect, expect_equal, expect_finite, law, subject
 from sfumato.testing.modules import random_state_kept
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 
 LOOKED_AT = 24
 """Examples of a split that are looked at, at most."""
+WORDS = (0, 1, 2**63, 2**64 - 1, 0x9E3779B97F4A7C15)
+"""Draws of variations, the ends of their range among them."""
 NAMES: tuple[Literal["train", "test"], ...] = ("train", "test")
 
 Example = tuple[bytes, str]
@@ -41,6 +47,10 @@ def splits(settings: Data) -> Subject:
 def _indices(split: Split) -> list[int]:
     """The first examples and the last."""
     return sorted({*range(min(len(split), LOOKED_AT)), len(split) - 1})
+
+
+def _varied(split: Split, index: int) -> tuple[Tensor, str]:
+    return split.variation(index, WORDS[-1])
 
 
 def _examples(split: Split) -> list[Example]:
@@ -93,6 +103,37 @@ def repeatable(data: Subject) -> None:
 
 
 @law("data")
+def variations_are_examples(data: Subject) -> None:
+    """A variation is a function of index and word, as large as an example, and says one of its
+    phrasings; where nothing varies it is the example.
+    """
+    wanted = (3, *data.settings.picture_size)
+    for split in data.splits.values():
+        for index in _indices(split):
+            says = split.phrasings(index)
+            expect_equal(says[0], split.caption(index), f"the first phrasing of {index}:")
+            word = WORDS[index % len(WORDS)]
+            picture, caption = split.variation(index, word)
+            again, same_caption = split.variation(index, word)
+            expect(torch.equal(picture, again), "the same variation again", "another picture")
+            expect_equal(same_caption, caption, "the caption of the same variation:")
+            expect_equal((tuple(picture.shape), picture.dtype), (wanted, torch.float32), "pictures")
+            limit = float(picture.abs().max())
+            expect(limit <= 1, "values in [-1, 1]", f"a value of {limit:g}")
+            expect(caption in says, f"one of {says}", repr(caption))
+            if not split.varies:
+                plain, text = split.example(index)
+                expect(torch.equal(picture, plain), "the example itself", "another picture")
+                expect_equal(caption, text, "the caption of the example itself:")
+
+
+@law("data")
+def what_is_held_out_does_not_vary(data: Subject) -> None:
+    """What is measured is measured on examples as they are."""
+    expect(not data.splits["test"].varies, "a test split that does not vary", "one that does")
+
+
+@law("data")
 def held_out_is_held_out(data: Subject) -> None:
     """No example of the test split is among those to train on."""
     train, test = (_examples(data.splits[name]) for name in NAMES)
@@ -119,10 +160,16 @@ def survives_pickling(data: Subject) -> None:
 
 @law("data")
 def an_index_outside_is_refused(data: Subject) -> None:
-    """An index below 0 or from `len` on raises IndexError, for examples and for captions."""
+    """An index below 0 or from `len` on raises IndexError, whatever is asked for."""
     for split in data.splits.values():
+        looks: dict[str, Callable[[int], object]] = {
+            "example": split.example,
+            "caption": split.caption,
+            "phrasings": split.phrasings,
+            "variation": functools.partial(_varied, split),
+        }
         for index in (-1, len(split)):
-            for name, look in (("example", split.example), ("caption", split.caption)):
+            for name, look in looks.items():
                 try:
                     look(index)
                 except IndexError:
