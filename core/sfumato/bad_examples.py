@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from sfumato.engine import Single
-from sfumato.interfaces import Split
+from sfumato.split import Split
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -19,13 +19,13 @@ from sfumato.batches import Batches
 from sfumato.encoded import Encoded, Encoding
 from sfumato.engine import Single
 from sfumato.experiment import Experiment, Stage, Trained
-from sfumato.interfaces import Split
 from sfumato.interruption import Interruption
 from sfumato.modules import ObjectiveModule
 from sfumato.pipeline import Pipeline
 from sfumato.records import Batch, TrainEnd, TrainStart, TrainStep
 from sfumato.runs import Run
 from sfumato.saving import Saving
+from sfumato.split import Split
 from sfumato.stage import Outcome, StageRun, learning_rate
 
 if TYPE_CHECKING:
