@@ -24,7 +24,7 @@ class OpenMoji(Data):
     alone, such as arrows, are left out. A hash of the code point decides which split one is in.
 
     With `sequences`, those of several code points too: skin tones, families and professions, flags;
-    some 3,400 in all. They are captioned by their names in the Unicode CLDR, such as "woman
+    some 3,200 in all. They are captioned by their names in the Unicode CLDR, such as "woman
     firefighter with dark skin tone" and "flag of france", which the package `emoji` has; keywords
     from `em-keyboard` and other names are further phrasings, for `augmented`. All skin tones of
     one emoji are in the same split; pairs of people have but one tone.

@@ -56,7 +56,7 @@ class Reduced(Split):
         return self._inner.fault(index)
 
     def check_bad(self, replaced: Mapping[int, str]) -> None:
-        """As the split inside counts them."""
+        """As the split inside does."""
         self._inner.check_bad(replaced)
 
     def fingerprint(self) -> str:
