@@ -46,15 +46,17 @@ ROWS = {
     "signals": (
         "SIGTERM, SIGINT or SIGUSR1 during a step, a save, an evaluation",
         "the step ends, one checkpoint, status `preempted`, exit code 143 or 130; a second signal "
-        "ends at once with the checkpoint valid",
+        "ends at once with the checkpoint valid, but for SIGTERM that a launcher passes on",
     ),
     "two ranks": (
-        "two ranks: SIGTERM to one, or to torchrun; one that raises; data that no batch divides",
+        "two ranks: SIGTERM to one, to torchrun, or to all; one that raises; data that no batch "
+        "divides",
         "both stop at the same step with one checkpoint; the job fails with that rank's error, "
         "which the record has too; no rank runs out of examples, and none is seen twice",
     ),
     "world size": (
-        "one process and two ranks, with whole weights or shards, at the same global batch",
+        "one process and two ranks, with whole weights or shards, at the same global batch: a "
+        "small experiment with dropout, and both stages of `demo`",
         "gradients from equal weights and the losses of 20 steps to 1e-6 (shards: 1e-5), learning "
         "rates equal, metrics within their intervals; a run goes on from two ranks to one and back",
     ),
@@ -79,7 +81,8 @@ ROWS = {
     "bad pictures": (
         "broken, empty or mislabelled files, odd modes, rotation, animation, captions that are "
         "missing, empty, huge or not UTF-8; all bad",
-        "converted where there is one right way, else an error, or counted and left out",
+        "converted where there is one right way, else an error, or counted and left out: once "
+        "each, with any number of workers and ranks and after a resume, up to a set share",
     ),
     "trackers": (
         "a tracker that raises or cannot start",

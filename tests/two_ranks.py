@@ -14,19 +14,29 @@ from sfumato import DataError, Pipeline, batches, plugins, ranks
 from sfumato.registry import Registry
 from sfumato.stage import StageRun
 from sfumato.training import train
-from small import SMALL
+from small import ROOT, SMALL
 
 BATCH = 9  # of 64 examples: shares of ranks differ by one, and epochs end inside of a batch
 STEPS = 20
 DROPOUT = "denoiser.dropout=0.1"
+DUE = ["checkpoints.every=5"]
 STAGES = [
     f"stages.{stage}.{option}"
     for stage in ("clip", "denoiser")
     for option in (f"steps={STEPS}", f"batch={BATCH}", "warmup=20")
 ]
+DEMO = [
+    "stages.clip.steps=20", "stages.denoiser.steps=20", "data.count=256", "trackers=[]",
+    "evaluation={metrics: [shape_attributes], studies: [], count: 32}",
+]  # fmt: skip
+"""The shipped experiment, its first steps, on so few pictures that there are epochs."""
 
 
 def experiment(folder, *overrides):
+    """The small one, or that of the environment's EXPERIMENT."""
+    if os.environ.get("EXPERIMENT") == "demo":
+        registry = Registry.load(ROOT / "registry.yaml", plugins.load())
+        return registry.experiment("demo", [*DEMO, *overrides])
     path = folder / "registry.yaml"
     path.write_text(SMALL)
     registry = Registry.load(path, plugins.load())
@@ -45,8 +55,8 @@ def gradients(settings, stage, engine):
     objective = loop.objective.build(pipeline)
     slot = getattr(pipeline, loop.objective.trains)
     under_way = StageRun(stage, loop, slot, objective, engine, settings.seed)
-    rows = engine.rows(BATCH)
-    batch = batches.batch_at(split, 0, stage, BATCH, 3, torch.device("cpu"), rows)
+    rows = engine.rows(loop.batch)
+    batch = batches.batch_at(split, 0, stage, loop.batch, 3, torch.device("cpu"), rows)
     under_way._backward(batch)
     norm = engine.clip(list(under_way.parameters.values()), None)
     found = {
@@ -66,6 +76,11 @@ def watched(folder, original=StageRun.advance):
         return original(self, batch)
 
     StageRun.advance = advance
+
+
+def seen(folder, rank):
+    """(stage, step, examples) of each step of a rank that was watched."""
+    return [json.loads(line) for line in (folder / f"examples-{rank}.jsonl").open()]
 
 
 def left_at(step, settings, out, **options):
@@ -134,6 +149,20 @@ def weights(folder):
 def shards(folder):
     """Of weights, on each rank, and the batch computed in parts."""
     whole_run(folder, "parallel=fsdp", "stages.denoiser.accumulation=2")
+
+
+def demo(folder):
+    """Gradients, whole runs with whole weights and with shards, and one that is left half-way."""
+    gradients_of_stages(folder)
+    left_at(12, experiment(folder, *DUE), folder / "resumed")
+    for _ in train(experiment(folder, "parallel=fsdp", "evaluation.count=1"), folder / "shards"):
+        pass
+    whole_run(folder)
+
+
+def demo_to_the_end(folder):
+    for _ in train(experiment(folder, *DUE), folder / "resumed", resume=True):
+        pass
 
 
 def half_way(folder):
