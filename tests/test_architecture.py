@@ -11,7 +11,7 @@ from sfumato import schema
 from small import ROOT
 
 ORDER = (
-    "errors", "records", "prediction", "randomness", "modules", "split", "interfaces", "tables", "hookspecs",
+    "errors", "measurements", "records", "prediction", "randomness", "modules", "split", "interfaces", "bootstrap", "tables", "hookspecs",
     "watchers", "admission", "document", "plugins", "settings", "lock", "experiment", "streaming",
     "checkpoint", "claim", "references", "runs", "layers", "registry", "schema", "trajectory", "compatibility", "engine", "memory",
     "forwards", "compiling", "sampling", "request", "editing", "pictures", "weak", "walk", "pipeline", "exchange", "evaluation", "interruption",

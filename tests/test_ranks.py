@@ -128,12 +128,13 @@ def test_each_example_is_seen_once_an_epoch_and_no_rank_runs_out(both):
 def check_metrics(first, second):
     """Shares of equally many samples, within the interval of their difference."""
     assert first.keys() == second.keys()
-    shares = [key for key in first if key.endswith("accuracy")]
-    assert len(shares) == 3
-    for key in shares:
-        pooled, count = (first[key] + second[key]) / 2, first["samples"]
+    assert len(first) == 3
+    for key, one in first.items():
+        other, count = second[key], one["n"]
+        assert other["n"] == count
+        pooled = (one["value"] + other["value"]) / 2
         error = math.sqrt(max(pooled * (1 - pooled), 1 / count) * 2 / count)
-        assert abs(first[key] - second[key]) <= 1.96 * error, key
+        assert abs(one["value"] - other["value"]) <= 1.96 * error, key
 
 
 @pytest.mark.fault("world size")

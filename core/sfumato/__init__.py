@@ -42,6 +42,7 @@ from sfumato.interfaces import (
     option,
     required,
 )
+from sfumato.measurements import Measured
 from sfumato.prediction import PredictionType, like, noised, solve, target, x0_weight
 from sfumato.records import (
     Against,
@@ -67,6 +68,7 @@ from sfumato.split import Split
 from sfumato.tables import TableSchedule
 
 if TYPE_CHECKING:
+    from sfumato.bootstrap import Scores, measured, measured_mean
     from sfumato.exchange import export_run, import_run
     from sfumato.experiment import Experiment
     from sfumato.modules import (
@@ -95,11 +97,14 @@ _LAZY = {
     "ObjectiveModule": "modules",
     "Pipeline": "pipeline",
     "Registry": "registry",
+    "Scores": "bootstrap",
     "TextEncoderModule": "modules",
     "create": "registry",
     "export_run": "exchange",
     "gathered": "ranks",
     "import_run": "exchange",
+    "measured": "bootstrap",
+    "measured_mean": "bootstrap",
     "train": "training",
 }
 
@@ -138,6 +143,7 @@ __all__ = [
     "Loss",
     "LossWeight",
     "Losses",
+    "Measured",
     "Metric",
     "MetricState",
     "NoiseSchedule",
@@ -152,6 +158,7 @@ __all__ = [
     "Registry",
     "SampleStep",
     "Sampler",
+    "Scores",
     "SfumatoError",
     "Snapshot",
     "Space",
@@ -173,6 +180,8 @@ __all__ = [
     "hookimpl",
     "import_run",
     "like",
+    "measured",
+    "measured_mean",
     "noised",
     "option",
     "required",

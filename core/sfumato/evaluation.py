@@ -8,7 +8,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from sfumato import pictures
+from sfumato.bootstrap import measured
 from sfumato.errors import ConfigError
+from sfumato.measurements import as_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,25 +67,25 @@ def evaluate(
         sheet = pictures.grid(images[:SHEET], columns=8)
         facts = {"prompts": texts[:SHEET], "seed": seed, "step": step}
         pictures.save(sheet, run.path / "samples" / f"step-{step:08d}.png", facts)
-        results["samples"] = len(texts)
         for metric in evaluation.metrics:
             state = metric.build(pipeline)
             state.update(images, texts)
-            _add(results, state.compute(), f"metric {metric.name}")
+            _add(results, measured(state, len(texts)), f"metric {metric.name}")
             run.update(results=results)
     for study in evaluation.studies:
         finding = study.run(pipeline, seed)
         _add(results, finding.numbers, f"study {study.name}")
         if finding.picture is not None:
-            pictures.save(finding.picture, run.path / f"{study.name}.png", finding.numbers)
-        text = json.dumps({**finding.numbers, **finding.details}, indent=1)
+            facts = as_json(finding.numbers)
+            pictures.save(finding.picture, run.path / f"{study.name}.png", facts)
+        text = json.dumps(as_json({**finding.numbers, **finding.details}), indent=1)
         (run.path / f"{study.name}.json").write_text(text + "\n", encoding="utf-8")
         run.update(results=results)
     return results
 
 
 def _add(results: dict[str, Any], numbers: Mapping[str, Any], place: str) -> None:
-    for name, value in numbers.items():
+    for name, value in as_json(numbers).items():
         if name in results:
             raise ConfigError(f"the number {name!r} is measured twice", place=place)
         results[name] = value

@@ -63,12 +63,12 @@ def command(
 
 def summary(run: Any, seconds: float) -> str:
     """One paragraph that says what was made and where."""
+    from sfumato.measurements import flat
+
     record = run.record()
     sizes = ", ".join(f"{name} {count:,}" for name, count in record["parameters"].items())
     numbers = ", ".join(
-        f"{name} {value:.3f}"
-        for name, value in record["results"].items()
-        if isinstance(value, float)
+        f"{name} {one}" for name, one in measurements.flat(record["results"]).items()
     )
     drawn = sorted(path.name for path in run.path.glob("*.png"))
     pictures = (
