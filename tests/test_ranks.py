@@ -187,7 +187,7 @@ def test_what_cannot_be_shared_out_is_refused(registry, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert message() == (
-        "training on 2 ranks: accelerate is not installed; "
+        "work on 2 ranks: accelerate is not installed; "
         "pip install 'sfumato[accelerate]', or start without torchrun"
     )
     assert not (tmp_path / "run").exists()

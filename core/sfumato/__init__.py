@@ -69,6 +69,7 @@ from sfumato.tables import TableSchedule
 
 if TYPE_CHECKING:
     from sfumato.bootstrap import Scores, measured, measured_mean
+    from sfumato.evaluations import Evaluated, evaluate
     from sfumato.exchange import export_run, import_run
     from sfumato.experiment import Experiment
     from sfumato.modules import (
@@ -92,6 +93,7 @@ _LAZY = {
     "AutoencoderModule": "modules",
     "DenoiserModule": "modules",
     "Draw": "randomness",
+    "Evaluated": "evaluations",
     "Experiment": "experiment",
     "JointEncoderModule": "modules",
     "ObjectiveModule": "modules",
@@ -100,6 +102,7 @@ _LAZY = {
     "Scores": "bootstrap",
     "TextEncoderModule": "modules",
     "create": "registry",
+    "evaluate": "evaluations",
     "export_run": "exchange",
     "gathered": "ranks",
     "import_run": "exchange",
@@ -133,6 +136,7 @@ __all__ = [
     "Denoiser",
     "DenoiserModule",
     "Draw",
+    "Evaluated",
     "Experiment",
     "Finding",
     "Guidance",
@@ -175,6 +179,7 @@ __all__ = [
     "TrainStart",
     "TrainStep",
     "create",
+    "evaluate",
     "export_run",
     "gathered",
     "hookimpl",

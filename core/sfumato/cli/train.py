@@ -67,9 +67,7 @@ def summary(run: Any, seconds: float) -> str:
 
     record = run.record()
     sizes = ", ".join(f"{name} {count:,}" for name, count in record["parameters"].items())
-    numbers = ", ".join(
-        f"{name} {one}" for name, one in measurements.flat(record["results"]).items()
-    )
+    numbers = ", ".join(f"{name} {one}" for name, one in flat(record["results"]).items())
     drawn = sorted(path.name for path in run.path.glob("*.png"))
     pictures = (
         f" Pictures, each with its numbers as JSON beside it: {', '.join(drawn)}." if drawn else ""
