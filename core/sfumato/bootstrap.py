@@ -42,7 +42,7 @@ def measured(state: MetricState, count: int) -> dict[str, Measured]:
     for name, value in state.compute(rows).items():
         numbers = [numbers[name] for numbers in again if name in numbers]
         drawn = torch.tensor(numbers or [value], dtype=torch.float64)
-        low, high = _interval(drawn - drawn.mean() + value if state.biased else drawn)
+        low, high = _interval(drawn - drawn.mean() + value if name in state.biased else drawn)
         found[name] = Measured(value=value, low=low, high=high, n=state.counted(name, rows))
     return found
 

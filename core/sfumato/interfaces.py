@@ -455,8 +455,8 @@ class Tracker(Component):
 class MetricState(ABC):
     """A measurement under way. A picture is known by its row: 0 is the first that was taken in."""
 
-    biased: ClassVar[bool] = False
-    """Whether rows that repeat shift the numbers, as they do distances between distributions."""
+    biased: ClassVar[frozenset[str]] = frozenset()
+    """The numbers that rows which repeat shift, as they do distances between distributions."""
 
     @abstractmethod
     def update(self, images: Tensor, prompts: Sequence[str]) -> None:

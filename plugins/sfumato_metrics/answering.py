@@ -9,7 +9,7 @@ import torch
 
 from sfumato import ConfigError, DataError, Finding, measured, measured_mean
 from sfumato_metrics import figures
-from sfumato_metrics.measuring import embeddings, joint_encoder
+from sfumato_metrics.features import embeddings, joint_encoder
 from sfumato_metrics.metrics import DescribedShapes
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def full_captions(data: Data, count: int) -> dict[str, int]:
 
 def clip_similarity(study: ClipSimilarityStudy, pipeline: Pipeline) -> Finding:
     """Cosines of captions (rows) and pictures (columns), both sorted by caption."""
-    encoder = joint_encoder(pipeline, "study.clip_similarity")
+    encoder = joint_encoder("run", pipeline, "study.clip_similarity")
     data = pipeline.settings.given_data()
     places = dict(sorted(full_captions(data, study.count).items()))
     split = data.split("test")

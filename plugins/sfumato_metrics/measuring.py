@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional
 
-from sfumato import ConfigError, JointEncoderModule, MetricState, Scores
+from sfumato import MetricState, Scores
+from sfumato_metrics.features import embeddings
 from sfumato_metrics.shape_reading import SHAPES, read
 
 if TYPE_CHECKING:
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from sfumato import Pipeline
+    from sfumato import JointEncoderModule
+    from sfumato_metrics.features import Scorer
     from sfumato_metrics.metrics import DescribedShapes
 
 
@@ -68,10 +69,64 @@ class ClipSimilarityState(Scores):
         self.add({"clip_similarity": (texts * pictures).sum(dim=1, dtype=torch.float64)})
 
 
+class ClipScoreState(ClipSimilarityState):
+    """Cosines as the paper scales them."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        super().__init__(scorer.encoder)
+        self._scorer = scorer
+
+    def facts(self) -> Mapping[str, Any]:
+        """The scorer."""
+        return self._scorer.facts
+
+    def update(self, images: Tensor, prompts: Sequence[str]) -> None:
+        """Embeds and compares."""
+        texts, pictures = embeddings(self._encoder, prompts, images)
+        cosines = (texts * pictures).sum(dim=1, dtype=torch.float64)
+        self.add({"clip_score": 2.5 * cosines.clamp(min=0)})
+
+
+class RetrievalState(MetricState):
+    """Keeps the vectors of all prompts and pictures."""
+
+    biased = frozenset({"text_to_image", "image_to_text"})
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+        self._texts: list[Tensor] = []
+        self._pictures: list[Tensor] = []
+        self._prompts: list[str] = []
+
+    def update(self, images: Tensor, prompts: Sequence[str]) -> None:
+        """Embeds."""
+        texts, pictures = embeddings(self._scorer.encoder, prompts, images)
+        self._texts.append(texts.double())
+        self._pictures.append(pictures.double())
+        self._prompts += prompts
+
+    def compute(self, rows: Tensor) -> Mapping[str, float]:
+        """Among the chosen, each of which is one candidate however often it was chosen."""
+        chosen, place = torch.unique(rows, return_inverse=True)
+        self._texts, self._pictures = [torch.cat(self._texts)], [torch.cat(self._pictures)]
+        cosines = self._texts[0][chosen] @ self._pictures[0][chosen].T
+        known = {prompt: k for k, prompt in enumerate(dict.fromkeys(self._prompts))}
+        prompt = torch.tensor([known[self._prompts[row]] for row in chosen.tolist()])
+        right = {
+            "text_to_image": prompt[cosines.argmax(dim=1)] == prompt,
+            "image_to_text": prompt[cosines.argmax(dim=0)] == prompt,
+        }
+        return {name: float(hits[place].double().mean()) for name, hits in right.items()}
+
+    def facts(self) -> Mapping[str, Any]:
+        """The scorer."""
+        return self._scorer.facts
+
+
 class DiversityState(MetricState):
     """Keeps the pictures, and the distances of all pairs of one prompt."""
 
-    biased = True
+    biased = frozenset({"diversity"})
 
     def __init__(self) -> None:
         self._pictures: list[Tensor] = []
@@ -107,29 +162,3 @@ class DiversityState(MetricState):
             groups.append(torch.full_like(found[0], place))
             distances.append(torch.pdist(pictures) / pictures.shape[1] ** 0.5)
         return torch.cat(pairs, dim=1), torch.cat(groups), torch.cat(distances)
-
-
-def joint_encoder(pipeline: Pipeline, place: str) -> JointEncoderModule:
-    """The pipeline's encoder of texts and pictures.
-
-    Raises:
-        ConfigError: it encodes texts only.
-    """
-    encoder = pipeline.text_encoder
-    if not isinstance(encoder, JointEncoderModule):
-        raise ConfigError(
-            f"the text encoder {type(encoder).__name__} has no image encoder beside it",
-            place=place,
-            remedy="use a joint text_encoder such as clip, or leave this out",
-        )
-    return encoder
-
-
-@torch.no_grad()
-def embeddings(
-    encoder: JointEncoderModule, captions: Sequence[str], images: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Unit vectors (B, P) float32 on the CPU for captions and for images (B, 3, H, W)."""
-    texts = encoder.encode(captions).pooled
-    pictures = encoder.encode_images(images.to(texts.device))
-    return functional.normalize(texts.float().cpu()), functional.normalize(pictures.float().cpu())

@@ -70,5 +70,11 @@ def lines(record: Mapping[str, Any]) -> Iterator[str]:
     for name, one in numbers.items():
         yield f"{name:<{width}}  {one}"
     for name, facts in record["measured_with"].items():
-        stated = ", ".join(f"{key} {value}" for key, value in facts.items())
-        yield f"{name}: measured with {stated}"
+        stated = (f"{key} {_short(value)}" for key, value in facts.items() if value is not None)
+        yield f"{name}: measured with {', '.join(stated)}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{key} {_short(item)}" for key, item in value.items())
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
