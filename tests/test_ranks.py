@@ -176,7 +176,7 @@ def measured(small_run, tmp_path_factory):
     return folders
 
 
-@pytest.mark.fault("world size")
+@pytest.mark.slow
 def test_pictures_and_numbers_of_two_ranks_are_those_of_one_process(measured):
     one, two = (np.asarray(Image.open(folder / "sheet.png"), dtype=int) for folder in measured)
     assert one.shape == two.shape

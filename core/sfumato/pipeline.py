@@ -462,7 +462,7 @@ def _clamped(pictures: Tensor) -> Tensor:
         warnings.warn(
             f"{count} of {len(pictures)} pictures are saturated: over {SATURATED:.0%} of their "
             "values lie at or beyond the limits; a smaller guidance scale may help",
-            stacklevel=3,
+            stacklevel=4,
         )
     return pictures.clamp(-1, 1)
 
