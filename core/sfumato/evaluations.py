@@ -21,8 +21,9 @@ import attrs
 from sfumato import checkpoint, evaluation, ranks, runs, settings
 from sfumato.errors import ConfigError, cause
 from sfumato.pipeline import Pipeline
+from sfumato.references import parted
 from sfumato.registry import Registry
-from sfumato.runs import Run
+from sfumato.runs import Run, Stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -66,10 +67,10 @@ def evaluate(
     registry: Registry | None = None,
     device: str | None = None,
 ) -> Evaluated:
-    """Draws pictures with the newest checkpoint of a run, measures them, and runs studies.
+    """Draws pictures with a run, measures them, and runs studies.
 
     Args:
-        run: the folder, which stays as it is but for what comes into `evaluations`.
+        run: as for `Pipeline.load`; it stays as it is but for what comes into `evaluations`.
         overrides: `path=value` texts, as for `Pipeline.load`; `evaluation.` too.
         metrics: names of entries of the registry or of registered components; by default those of
             the run, or none where studies are named.
@@ -79,7 +80,7 @@ def evaluate(
             too few. By default each given prompt once, else the run's count.
         seed: of all noise; by default the run's.
         out: the folder to write, which must not hold anything; by default a free one in
-            `RUN/evaluations`, named after the overrides.
+            `RUN/evaluations` (`evaluations` for a packaged model), named after the overrides.
         registry: by default the packaged one.
         device: as torch names it; by default the GPU where there is one.
 
@@ -88,7 +89,7 @@ def evaluate(
         CheckpointError: the run or its weights cannot be used.
     """
     registry = registry or Registry.load()
-    folder = Run.open(run)
+    folder = Run.open(parted(run)[0])
     asked = [*overrides, *_asked(metrics, studies, count)]
     engine = ranks.engine(device)
     began = time.monotonic()
@@ -105,7 +106,7 @@ def evaluate(
         path = engine.alone(lambda: _new_folder(folder, out, overrides))
         record: dict[str, Any] = {
             "run": str(run),
-            "checkpoint": _checkpoint(folder),
+            "checkpoint": _checkpoint(run, registry),
             "seed": seed,
             "prompts": _source(prompts, texts),
             "settings": changed(settings.plain(before), settings.plain(now)),
@@ -160,8 +161,8 @@ def _source(prompts: Path | Sequence[str] | None, texts: Sequence[str]) -> dict[
     return {"source": named, "count": len(texts), "sha256": digest}
 
 
-def _checkpoint(run: Run) -> dict[str, Any]:
-    path = run.newest_checkpoint()
+def _checkpoint(run: str | Path, registry: Registry) -> dict[str, Any]:
+    path = Stored.find(run, "", registry.catalogue).path
     return {"name": path.name, "files": checkpoint.hashes(path)}
 
 
@@ -182,7 +183,7 @@ def _new_folder(run: Run, out: str | Path | None, overrides: Sequence[str]) -> P
         ConfigError: it holds something, or cannot be written.
     """
     slug = re.sub(r"[^\w=,-]+", "-", " ".join(overrides)).strip("-")[:60] or "as-trained"
-    path = Path(out) if out else runs.free_path(run.path / "evaluations" / slug)
+    path = Path(out) if out else runs.free_path(run.outputs("evaluations") / slug)
     try:
         path.mkdir(parents=True, exist_ok=True)
         if any(path.iterdir()):

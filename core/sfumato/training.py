@@ -167,9 +167,7 @@ def _steps(loop: Loop, found: Resumption | None, weak: Weak | None) -> Iterator[
     pipeline.watchers.notify("sfumato_on_train_end", end=end)
 
 
-def _evaluated(
-    run: Run, experiment: Experiment, pipeline: Pipeline, step: int
-) -> dict[str, Any]:
+def _evaluated(run: Run, experiment: Experiment, pipeline: Pipeline, step: int) -> dict[str, Any]:
     evaluated, sheet = experiment.evaluation, run.path / "samples" / f"step-{step:08d}.png"
     texts = evaluation.held_out(pipeline, evaluated)
     output = evaluation.Output(folder=run.path, sheet=sheet, tell=run.update)

@@ -99,17 +99,11 @@ def joint_encoder(named: str, pipeline: Pipeline, place: str) -> JointEncoderMod
     """
     if named == "run":
         encoder: Any = pipeline.text_encoder
-    elif (Path(named) / "settings.yaml").is_file():
-        encoder = Pipeline.load(named, device=str(pipeline.device)).text_encoder
-    elif Path(named).is_dir():
+    elif Path(named).is_dir() and not (Path(named) / "settings.yaml").is_file():
         encoder = create("text_encoder", "pretrained_clip", source=named).build({})
         encoder.eval().requires_grad_(False).to(pipeline.device)
     else:
-        raise ConfigError(
-            f"{named!r} is neither a run nor a folder",
-            place=place,
-            remedy="name a run, the folder of a CLIP, or `run` for the run's own encoder",
-        )
+        encoder = Pipeline.load(named, device=str(pipeline.device)).text_encoder
     if not isinstance(encoder, JointEncoderModule):
         raise ConfigError(
             f"the text encoder {type(encoder).__name__} has no image encoder beside it",

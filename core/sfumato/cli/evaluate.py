@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 def command(
     context: typer.Context,
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: Annotated[
+        str,
+        typer.Argument(help="A run folder or a packaged model; RUN@STEP is an earlier checkpoint."),
+    ],
     metrics: Annotated[
         str | None, typer.Option(help="Names, with commas; by default the run's.")
     ] = None,
