@@ -29,17 +29,20 @@ def results(demo):
 
 
 def test_samples_follow_their_prompts(results):
-    assert results["samples"] >= 192
-    assert results["color_accuracy"] >= 0.95
-    assert results["shape_accuracy"] >= 0.80
+    assert results["color_accuracy"]["value"] >= 0.95
+    assert results["shape_accuracy"]["value"] >= 0.80
+    assert 0 < results["color_accuracy"]["n"] <= 192  # captions may leave the color open
 
 
 def test_clip_finds_the_right_caption(results):
-    assert results["clip_retrieval"] >= 0.9
+    assert results["clip_retrieval"]["value"] >= 0.9
 
 
 def test_guidance_trades_diversity_for_alignment(results):
-    scales = results["guidance"]
+    scales = {
+        scale: {name: one["value"] for name, one in numbers.items()}
+        for scale, numbers in results["guidance"].items()
+    }
     assert list(scales) == ["1", "2", "4", "8"]
     alignment = {
         scale: (numbers["color_accuracy"] + numbers["shape_accuracy"]) / 2
@@ -52,8 +55,8 @@ def test_guidance_trades_diversity_for_alignment(results):
 
 def test_a_negative_prompt_takes_a_colour_away(results):
     shares = results["negative_prompt"]
-    assert shares["without"] > 0.05
-    assert shares["with"] <= shares["without"] / 3
+    assert shares["without"]["value"] > 0.05
+    assert shares["with"]["value"] <= shares["without"]["value"] / 3
 
 
 @pytest.mark.parametrize("name", ["clip_similarity", "guidance", "negative_prompt"])

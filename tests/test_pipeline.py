@@ -229,7 +229,7 @@ def test_modules_are_built_undrawn_where_weights_follow():
         ("denoiser.prediction=v", "denoiser.prediction: the weights were trained with 'epsilon' and do not go with 'v'; leave it as it is, or train again"),
         ("denoiser.groups=2", "denoiser.groups: the weights were trained with 4 and do not go with 2; leave it as it is, or train again"),
         ("autoencoder=patches", "autoencoder: the weights were trained with 'pixels' and do not go with 'patches'; leave it as it is, or train again"),
-        ("seed=5", "seed: has no effect on a run that is trained; give the seed to `sample` itself (--seed)"),
+        ("seed=5", "seed: has no effect on a run that is trained; give the seed to the command (--seed)"),
         ("stages.denoiser.steps=9", "stages: has no effect on a run that is trained; leave it"),
         ("loss_weight=p2", "loss_weight: has no effect on a run that is trained; leave it"),
     ],

@@ -604,8 +604,35 @@ class AveragesBatches(Metric):
         return self.State()
 
     class State(Kept):
-        def compute(self):
+        def compute(self, rows):
             return {"spread": float(torch.stack([piece.std() for piece in self.pieces]).mean())}
+
+
+@planted("rows_are_chosen")
+class MeasuresAllRows(Metric):
+    name = "measures_all_rows"
+
+    def build(self, pipeline):
+        return self.State()
+
+    class State(Kept):
+        def compute(self, rows):
+            return {"brightness": float(torch.cat(self.pieces).mean(dtype=torch.float64))}
+
+
+@planted("can_be_resampled")
+class TrustsRowsToDiffer(Metric):
+    name = "trusts_rows_to_differ"
+
+    def build(self, pipeline):
+        return self.State()
+
+    class State(Kept):
+        def compute(self, rows):
+            images = torch.cat(self.pieces)[rows].double().flatten(1)
+            if len(rows) < 2:
+                return {"closeness": 0.0}
+            return {"closeness": float((1 / torch.pdist(images)).mean())}
 
 
 @planted("order_does_not_matter")
@@ -616,8 +643,8 @@ class ComparesNeighbours(Metric):
         return self.State()
 
     class State(Kept):
-        def compute(self):
-            images = torch.cat(self.pieces)
+        def compute(self, rows):
+            images = torch.cat(self.pieces)[rows.sort().values]
             return {"distance": float((images - images.roll(1, dims=0)).square().mean())}
 
 
@@ -629,8 +656,8 @@ class ForgetsAfterComputing(Metric):
         return self.State()
 
     class State(Kept):
-        def compute(self):
-            images = torch.cat(self.pieces) if self.pieces else torch.zeros(1)
+        def compute(self, rows):
+            images = torch.cat(self.pieces)[rows] if self.pieces else torch.zeros(1)
             self.pieces = []
             return {"brightness": float(images.mean(dtype=torch.float64))}
 
@@ -643,8 +670,8 @@ class NeedsTwo(Metric):
         return self.State()
 
     class State(Kept):
-        def compute(self):
-            means = torch.cat(self.pieces).double().mean(dim=(1, 2, 3))
+        def compute(self, rows):
+            means = torch.cat(self.pieces)[rows].double().mean(dim=(1, 2, 3))
             return {"spread": float(means.var(correction=0)) * len(means) / (len(means) - 1)}
 
 
@@ -656,8 +683,8 @@ class GivesTensors(Metric):
         return self.State()
 
     class State(Kept):
-        def compute(self):
-            return {"brightness": torch.cat(self.pieces).mean(dtype=torch.float64)}
+        def compute(self, rows):
+            return {"brightness": torch.cat(self.pieces)[rows].mean(dtype=torch.float64)}
 
 
 class Watching(Tracker):
@@ -770,8 +797,8 @@ class Picky(Metric):
         return self.State()
 
     class State(Kept):
-        def compute(self):
-            return {"brightness": float(torch.cat(self.pieces).mean(dtype=torch.float64))}
+        def compute(self, rows):
+            return {"brightness": float(torch.cat(self.pieces)[rows].mean(dtype=torch.float64))}
 
 
 def test_options_that_a_component_refuses_are_not_held_against_it():

@@ -3,18 +3,22 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import attrs
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import two_ranks
-from sfumato import ConfigError, ranks
+from sfumato import ConfigError, measurements, ranks
 from sfumato.engine import Single
 from sfumato.training import train
 
@@ -126,12 +130,13 @@ def test_each_example_is_seen_once_an_epoch_and_no_rank_runs_out(both):
 def check_metrics(first, second):
     """Shares of equally many samples, within the interval of their difference."""
     assert first.keys() == second.keys()
-    shares = [key for key in first if key.endswith("accuracy")]
-    assert len(shares) == 3
-    for key in shares:
-        pooled, count = (first[key] + second[key]) / 2, first["samples"]
+    assert len(first) == 3
+    for key, one in first.items():
+        other, count = second[key], one["n"]
+        assert other["n"] == count
+        pooled = (one["value"] + other["value"]) / 2
         error = math.sqrt(max(pooled * (1 - pooled), 1 / count) * 2 / count)
-        assert abs(first[key] - second[key]) <= 1.96 * error, key
+        assert abs(one["value"] - other["value"]) <= 1.96 * error, key
 
 
 @pytest.mark.fault("world size")
@@ -153,6 +158,40 @@ def test_shards_train_as_whole_weights_do(single, both, shards):
         away = sum(float((whole[key] - gathered[key]).square().sum()) for key in whole)
         length = sum(float(one.square().sum()) for one in whole.values())
         assert (away / length) ** 0.5 <= 1e-3  # AdamW moves what has no gradient but rounding
+
+
+@pytest.fixture(scope="module")
+def measured(small_run, tmp_path_factory):
+    """What the commands make in one process, and on two ranks."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
+    for folder in folders:
+        shutil.copytree(small_run, folder / "run")
+    two_ranks.commands(folders[0])
+    done = torchrun(two_ranks.__file__, "commands", folders[1])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("results.json") == 0
+    assert done.stdout.count(str(folders[1] / "sheet.png")) == 1  # one of the ranks says it
+    return folders
+
+
+@pytest.mark.slow
+def test_pictures_and_numbers_of_two_ranks_are_those_of_one_process(measured):
+    one, two = (np.asarray(Image.open(folder / "sheet.png"), dtype=int) for folder in measured)
+    assert one.shape == two.shape
+    assert abs(one - two).max() <= 1  # a rounding on the edge of two of 256 levels
+    records = [json.loads((one / "evaluation" / "results.json").read_text()) for one in measured]
+    assert [record.pop("world_size") for record in records] == [1, 2]
+    numbers = [measurements.flat(record["results"]) for record in records]
+    assert numbers[0].keys() == numbers[1].keys()
+    assert {"shape_accuracy", "frechet_distance", "guidance.3.color_accuracy"} <= numbers[0].keys()
+    for name, first in numbers[0].items():
+        assert attrs.astuple(first) == pytest.approx(attrs.astuple(numbers[1][name]), rel=1e-4)
+    same = ("checkpoint", "seed", "prompts", "settings")
+    assert [records[0][key] for key in same] == [records[1][key] for key in same]
+    for folder in measured:
+        assert {path.name for path in (folder / "evaluation").iterdir()} == {
+            "results.json", "samples.png", "guidance.png", "guidance.json",
+        }  # fmt: skip
 
 
 def test_parts_of_a_batch_make_the_step_of_the_whole(registry, tmp_path):
@@ -184,7 +223,7 @@ def test_what_cannot_be_shared_out_is_refused(registry, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert message() == (
-        "training on 2 ranks: accelerate is not installed; "
+        "work on 2 ranks: accelerate is not installed; "
         "pip install 'sfumato[accelerate]', or start without torchrun"
     )
     assert not (tmp_path / "run").exists()

@@ -51,7 +51,7 @@ def test_a_run_folder_says_what_the_run_is(small_run):
     assert record["guidance"]["scale"] == 4.0
     assert record["guidance"]["w"] == 3.0
     assert set(record["parameters"]) == {"clip", "denoiser"}
-    assert set(record["results"]) >= {"samples"}
+    assert record["results"]["shape_accuracy"].keys() == {"value", "low", "high", "n"}
     lines = [json.loads(line) for line in (small_run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 11))
     assert {"accuracy", "logit_scale"} <= set(lines[0])

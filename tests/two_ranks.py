@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from sfumato import DataError, Pipeline, batches, plugins, ranks
+from sfumato import DataError, Pipeline, batches, cli, plugins, ranks
 from sfumato.registry import Registry
 from sfumato.stage import StageRun
 from sfumato.training import train
@@ -176,6 +176,27 @@ def to_the_end(folder):
         settings = experiment(folder, f"parallel={parallel}", "checkpoints.every=5")
         for _ in train(settings, folder / parallel, resume=True):
             pass
+
+
+MEASURED = [
+    "--count", "7", "--metrics", "shape_attributes,frechet_distance", "--set",
+    "evaluation.metrics.1.extractor=pixels", "--set", "evaluation.batch=2", "--studies", "guidance",
+    "--set", "evaluation.studies.0={use: guidance, scales: [1, 3], prompts: 3, samples: 1}",
+]  # fmt: skip
+PROMPTS = ["a red circle", "a blue square", "a small triangle"]
+
+
+def commands(folder):
+    """`sample` and `evaluate`, of the run in `folder`, into `folder`."""
+    run = str(folder / "run")
+    for arguments in (
+        ["sample", run, *PROMPTS, "--count", "1", "--out", str(folder / "sheet.png")],
+        ["evaluate", run, *MEASURED, "--device", "cpu", "--out", str(folder / "evaluation")],
+    ):
+        try:
+            cli.main(arguments)
+        except SystemExit as end:
+            assert not end.code, arguments
 
 
 if __name__ == "__main__":

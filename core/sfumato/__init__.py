@@ -42,6 +42,7 @@ from sfumato.interfaces import (
     option,
     required,
 )
+from sfumato.measurements import Measured
 from sfumato.prediction import PredictionType, like, noised, solve, target, x0_weight
 from sfumato.records import (
     Against,
@@ -67,6 +68,8 @@ from sfumato.split import Split
 from sfumato.tables import TableSchedule
 
 if TYPE_CHECKING:
+    from sfumato.bootstrap import Scores, measured, measured_mean
+    from sfumato.evaluations import Evaluated, evaluate
     from sfumato.exchange import export_run, import_run
     from sfumato.experiment import Experiment
     from sfumato.modules import (
@@ -90,16 +93,21 @@ _LAZY = {
     "AutoencoderModule": "modules",
     "DenoiserModule": "modules",
     "Draw": "randomness",
+    "Evaluated": "evaluations",
     "Experiment": "experiment",
     "JointEncoderModule": "modules",
     "ObjectiveModule": "modules",
     "Pipeline": "pipeline",
     "Registry": "registry",
+    "Scores": "bootstrap",
     "TextEncoderModule": "modules",
     "create": "registry",
+    "evaluate": "evaluations",
     "export_run": "exchange",
     "gathered": "ranks",
     "import_run": "exchange",
+    "measured": "bootstrap",
+    "measured_mean": "bootstrap",
     "train": "training",
 }
 
@@ -128,6 +136,7 @@ __all__ = [
     "Denoiser",
     "DenoiserModule",
     "Draw",
+    "Evaluated",
     "Experiment",
     "Finding",
     "Guidance",
@@ -138,6 +147,7 @@ __all__ = [
     "Loss",
     "LossWeight",
     "Losses",
+    "Measured",
     "Metric",
     "MetricState",
     "NoiseSchedule",
@@ -152,6 +162,7 @@ __all__ = [
     "Registry",
     "SampleStep",
     "Sampler",
+    "Scores",
     "SfumatoError",
     "Snapshot",
     "Space",
@@ -168,11 +179,14 @@ __all__ = [
     "TrainStart",
     "TrainStep",
     "create",
+    "evaluate",
     "export_run",
     "gathered",
     "hookimpl",
     "import_run",
     "like",
+    "measured",
+    "measured_mean",
     "noised",
     "option",
     "required",

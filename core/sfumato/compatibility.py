@@ -337,12 +337,16 @@ def _components(name: str, value: Any) -> dict[str, Component]:
     return {f"{name}.{i}": one for i, one in enumerate(items) if isinstance(one, Component)}
 
 
-def check_overrides(before: Experiment, after: Experiment) -> None:
-    """Raises ConfigError where something was changed that sampling does not look at."""
-    used = (*settings.fields(PipelineSettings).keys() - TRAINING, "name")
+def check_overrides(before: Experiment, after: Experiment, *, evaluates: bool = False) -> None:
+    """Raises ConfigError where something was changed that sampling, or evaluating, does not look
+    at.
+    """
+    used = {*settings.fields(PipelineSettings).keys() - TRAINING, "name"}
+    if evaluates:
+        used.add("evaluation")
     for name in settings.fields(Experiment):
         if name not in used and getattr(before, name) != getattr(after, name):
-            remedy = "give the seed to `sample` itself (--seed)" if name == "seed" else "leave it"
+            remedy = "give the seed to the command (--seed)" if name == "seed" else "leave it"
             raise ConfigError("has no effect on a run that is trained", place=name, remedy=remedy)
 
 

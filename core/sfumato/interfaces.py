@@ -453,15 +453,30 @@ class Tracker(Component):
 
 
 class MetricState(ABC):
-    """A measurement under way."""
+    """A measurement under way. A picture is known by its row: 0 is the first that was taken in."""
+
+    biased: ClassVar[frozenset[str]] = frozenset()
+    """The numbers that rows which repeat shift, as they do distances between distributions."""
 
     @abstractmethod
     def update(self, images: Tensor, prompts: Sequence[str]) -> None:
         """Takes in images (B, 3, H, W) in [-1, 1] and the prompts that they should show."""
 
     @abstractmethod
-    def compute(self) -> Mapping[str, float]:
-        """The numbers, by name."""
+    def compute(self, rows: Tensor) -> Mapping[str, float]:
+        """The numbers, by name, of the pictures of these rows, as if no other had been taken in.
+
+        Args:
+            rows: (n,) int64, in any order; some may repeat, as `sfumato.measured` draws them.
+        """
+
+    def counted(self, name: str, rows: Tensor) -> int:
+        """How many of these pictures a number rests on; by default all."""
+        return len(rows)
+
+    def facts(self) -> Mapping[str, Any]:
+        """What the numbers depend on beside the pictures, for the record; it fits JSON."""
+        return {}
 
 
 class Metric(Component):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from sfumato.engine import Single
     from sfumato.experiment import PipelineSettings
     from sfumato.interfaces import Guidance, NoiseSchedule
     from sfumato.modules import AdapterModule, DenoiserModule
@@ -49,6 +50,7 @@ class Pipeline:
         schedule: the noise schedule that the denoiser is trained with.
         weak: the weaker model that guidance may ask, or None.
         between_steps: called after each step of sampling; what it raises ends the walk.
+        sharing: the ranks that draw together; None for this process alone.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Pipeline:
         self._compilations: dict[str, Compiled] = {}
         self.watchers = watchers or Watchers()
         self.between_steps: Callable[[], None] = lambda: None
+        self.sharing: Single | None = None
         self.trained: frozenset[str] | None = None
         self.text_dropout: float | None = None
         self.schedule = schedule or settings.noise_schedule
@@ -99,6 +102,8 @@ class Pipeline:
         overrides: Sequence[str] = (),
         registry: Registry | None = None,
         device: str | None = None,
+        *,
+        evaluates: bool = False,
     ) -> Self:
         """The newest checkpoint of a run, with components swapped or changed by `overrides`.
 
@@ -108,6 +113,7 @@ class Pipeline:
                 component.
             registry: by default the packaged one.
             device: as torch names it; by default the CPU.
+            evaluates: whether `overrides` may say what is measured.
 
         Raises:
             CheckpointError: the folder or its weights cannot be used.
@@ -120,7 +126,7 @@ class Pipeline:
         as_trained = registry.structure(tree, folder.path.name)
         settings = registry.structure(registry.override(tree, overrides), folder.path.name)
         stored = Stored.find(run, "", registry.catalogue)
-        compatibility.check_overrides(as_trained, settings)
+        compatibility.check_overrides(as_trained, settings, evaluates=evaluates)
         compatibility.check_weights(stored.trained, settings)
         compatibility.check_assembly(settings)
         weak = Weak.find(settings, registry.catalogue)
@@ -269,6 +275,7 @@ class Pipeline:
         mask: Tensor | None = None,
         strength: float | None = None,
         batch: int = 64,
+        rows: range | None = None,
     ) -> Tensor:
         """Pictures (B, 3, H, W) float32 in [-1, 1], on the CPU, one for each prompt.
 
@@ -288,6 +295,7 @@ class Pipeline:
                 image or a start. 1 forgets the image; by default 0.6, but 1 beside a mask or a
                 start.
             batch: pictures drawn at once; changes no noise.
+            rows: draw these of the pictures alone; by default all.
 
         Raises:
             ConfigError: the arguments do not fit each other, the pipeline or the memory.
@@ -303,10 +311,20 @@ class Pipeline:
             mask=mask,
             strength=strength,
         )
+        asked = range(len(prompts)) if rows is None else rows
+        if self.sharing is None:
+            return self._drawn(request.only(_slice(asked)), batch)
+        share = self.sharing.rows(len(asked))
+        mine = asked[share.start : share.stop]
+        return self.sharing.joined(self._drawn(request.only(_slice(mine)), batch))
+
+    def _drawn(self, request: Request, batch: int) -> Tensor:
         parts = list(request.batches(batch))
-        at_once = max(len(part.prompts) for part in parts)
+        if not parts:
+            return torch.empty(0, 3, *self.settings.picture_size)
+        count, at_once = len(request.prompts), max(len(part.prompts) for part in parts)
         memory.check_sampling(
-            self.settings.picture_size, self.latent_shape, len(prompts), at_once, self.device
+            self.settings.picture_size, self.latent_shape, count, at_once, self.device
         )
         pictures = []
         for part in parts:
@@ -315,7 +333,17 @@ class Pipeline:
             with torch.no_grad():
                 pictures.append(self.autoencoder.decode(x.to(self.dtype)).float().cpu())
         found = _clamped(torch.cat(pictures))
+        image, mask = request.image, request.mask
         return found if image is None or mask is None else editing.pasted(found, image, mask)
+
+    def share(self, engine: Single) -> Self:
+        """Lets ranks share out the pictures of each call of `sample`, which all of them then have
+        to make; each gets all pictures. Plugins watch on the first.
+        """
+        self.sharing = engine
+        if not engine.main:
+            self.watchers = Watchers()
+        return self
 
     def sample_steps(
         self, prompts: Sequence[str], **options: Unpack[Options]
@@ -423,6 +451,10 @@ class Pipeline:
         )
 
 
+def _slice(rows: range) -> slice:
+    return slice(rows.start, rows.stop, rows.step)
+
+
 def _clamped(pictures: Tensor) -> Tensor:
     """Within [-1, 1]; pictures of which nearly nothing was inside are flagged."""
     outside = (pictures.abs() >= 1).float().flatten(1).mean(1)
@@ -430,7 +462,7 @@ def _clamped(pictures: Tensor) -> Tensor:
         warnings.warn(
             f"{count} of {len(pictures)} pictures are saturated: over {SATURATED:.0%} of their "
             "values lie at or beyond the limits; a smaller guidance scale may help",
-            stacklevel=3,
+            stacklevel=4,
         )
     return pictures.clamp(-1, 1)
 

@@ -47,7 +47,7 @@ its connection closes."""
 _FAILED = f"sfumato/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
-def engine(device: str | None, parallel: Literal["ddp", "fsdp"]) -> Single:
+def engine(device: str | None, parallel: Literal["ddp", "fsdp"] = "ddp") -> Single:
     """What the environment asks for: one process, or, under torchrun, one of several.
 
     Raises:
@@ -59,7 +59,7 @@ def engine(device: str | None, parallel: Literal["ddp", "fsdp"]) -> Single:
     if importlib.util.find_spec("accelerate") is None:
         raise ConfigError(
             "accelerate is not installed",
-            place=f"training on {ranks} ranks",
+            place=f"work on {ranks} ranks",
             remedy="pip install 'sfumato[accelerate]', or start without torchrun",
         )
     return Ranks(device, parallel)

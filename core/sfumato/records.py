@@ -349,8 +349,8 @@ class Snapshot:
 
 @attrs.frozen(eq=False, kw_only=True)
 class Finding:
-    """What a study found: numbers for `run.json`, more detail for the JSON beside the picture, and
-    the picture.
+    """What a study found: numbers for `run.json`, which may be `Measured` and nested; more detail
+    for the JSON beside the picture; and the picture.
     """
 
     numbers: Mapping[str, Any]

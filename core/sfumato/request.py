@@ -113,16 +113,20 @@ class Request:
         if _whole(size, "batch") < 1:
             raise ConfigError(f"expected a batch of at least 1, got {size}")
         for rows in _runs([len(texts) for texts in self.negatives], size):
-            yield attrs.evolve(
-                self,
-                prompts=self.prompts[rows],
-                negatives=self.negatives[rows],
-                seed=self.seed if isinstance(self.seed, int) else self.seed[rows],
-                examples=self.examples[rows],
-                start=None if self.start is None else self.start[rows],
-                image=None if self.image is None else self.image[rows],
-                mask=self.mask if self.mask is None or len(self.mask) == 1 else self.mask[rows],
-            )
+            yield self.only(rows)
+
+    def only(self, rows: slice) -> Self:
+        """Some of the pictures, with the noise that they have among all."""
+        return attrs.evolve(
+            self,
+            prompts=self.prompts[rows],
+            negatives=self.negatives[rows],
+            seed=self.seed if isinstance(self.seed, int) else self.seed[rows],
+            examples=self.examples[rows],
+            start=None if self.start is None else self.start[rows],
+            image=None if self.image is None else self.image[rows],
+            mask=self.mask if self.mask is None or len(self.mask) == 1 else self.mask[rows],
+        )
 
 
 def usual_strength(image: object | None, mask: object | None) -> float:

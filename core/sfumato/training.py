@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sfumato import checkpoint, claim, compatibility, evaluation, plugins, ranks, resumption, runs
 from sfumato.bad_examples import BadExamples
@@ -139,7 +139,8 @@ def _loop(
 ) -> Loop:
     """The loop before its first step, with the modules where they run."""
     pipeline.text_dropout = compatibility.text_dropout(experiment, before)
-    evaluation.check(pipeline, experiment.evaluation)
+    texts = evaluation.held_out(pipeline, experiment.evaluation)
+    evaluation.check(pipeline, experiment.evaluation, texts)
     pipeline.to(engine.device)
     objectives = {
         name: stage.objective.build(pipeline).to(engine.device)
@@ -160,14 +161,17 @@ def _steps(loop: Loop, found: Resumption | None, weak: Weak | None) -> Iterator[
         if weak is not None:
             weak.check_neighbours(run.newest_checkpoint())
         pipeline.between_steps = functools.partial(loop.interruption.check, "evaluation")
-        results = engine.alone(
-            lambda: evaluation.evaluate(
-                pipeline, experiment.evaluation, experiment.seed, run, loop.step
-            )
-        )
+        results = engine.alone(lambda: _evaluated(run, experiment, pipeline, loop.step))
     run.update(status="completed", results=results)
     end = TrainEnd(run=run.path, stage=None, results=results)
     pipeline.watchers.notify("sfumato_on_train_end", end=end)
+
+
+def _evaluated(run: Run, experiment: Experiment, pipeline: Pipeline, step: int) -> dict[str, Any]:
+    evaluated, sheet = experiment.evaluation, run.path / "samples" / f"step-{step:08d}.png"
+    texts = evaluation.held_out(pipeline, evaluated)
+    output = evaluation.Output(folder=run.path, sheet=sheet, tell=run.update)
+    return evaluation.evaluate(pipeline, evaluated, texts, experiment.seed, output)
 
 
 def _recorded(run: Run, steps: Iterator[TrainStep]) -> Iterator[TrainStep]:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sfumato import Component, hookimpl
-from sfumato_metrics.metrics import ClipSimilarity, Diversity, ShapeAttributes
+from sfumato_metrics.metrics import (
+    ClipScore,
+    ClipSimilarity,
+    Diversity,
+    FrechetDistance,
+    KernelDistance,
+    PrecisionRecall,
+    Retrieval,
+    ShapeAttributes,
+)
 from sfumato_metrics.studies import ClipSimilarityStudy, GuidanceStudy, NegativePromptStudy
 
 if TYPE_CHECKING:
@@ -20,6 +29,11 @@ def sfumato_components() -> Iterable[type[Component]]:
     return [
         ShapeAttributes,
         ClipSimilarity,
+        ClipScore,
+        Retrieval,
+        FrechetDistance,
+        KernelDistance,
+        PrecisionRecall,
         Diversity,
         ClipSimilarityStudy,
         GuidanceStudy,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 import torch
 
-from sfumato import ConfigError, DataError, Finding
+from sfumato import ConfigError, DataError, Finding, measured, measured_mean
 from sfumato_metrics import figures
-from sfumato_metrics.measuring import embeddings, joint_encoder
+from sfumato_metrics.features import embeddings, joint_encoder
 from sfumato_metrics.metrics import DescribedShapes
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from sfumato import Data, Guidance, Pipeline
+    from sfumato import Data, Guidance, Measured, Metric, Pipeline
     from sfumato_metrics.studies import ClipSimilarityStudy, GuidanceStudy, NegativePromptStudy
 
 _ROWS, _PER_CELL, _COLUMNS = 8, 4, 16
@@ -48,7 +48,7 @@ def full_captions(data: Data, count: int) -> dict[str, int]:
 
 def clip_similarity(study: ClipSimilarityStudy, pipeline: Pipeline) -> Finding:
     """Cosines of captions (rows) and pictures (columns), both sorted by caption."""
-    encoder = joint_encoder(pipeline, "study.clip_similarity")
+    encoder = joint_encoder("run", pipeline, "study.clip_similarity")
     data = pipeline.settings.given_data()
     places = dict(sorted(full_captions(data, study.count).items()))
     split = data.split("test")
@@ -56,7 +56,7 @@ def clip_similarity(study: ClipSimilarityStudy, pipeline: Pipeline) -> Finding:
     texts, pictures = embeddings(encoder, list(places), images)
     matrix = texts @ pictures.T
     best = matrix.argmax(dim=0)
-    retrieval = float((best == torch.arange(len(best))).double().mean())
+    retrieval = measured_mean(best == torch.arange(len(best)))
     return Finding(
         numbers={"clip_retrieval": retrieval},
         details={
@@ -65,7 +65,10 @@ def clip_similarity(study: ClipSimilarityStudy, pipeline: Pipeline) -> Finding:
             "cosines": matrix.tolist(),
         },
         picture=figures.heat_map(
-            images, list(places), matrix, f"{retrieval:.0%} of the pictures find their own caption"
+            images,
+            list(places),
+            matrix,
+            f"{retrieval.value:.0%} of the pictures find their own caption",
         ),
     )
 
@@ -74,17 +77,15 @@ def guidance(study: GuidanceStudy, pipeline: Pipeline, seed: int) -> Finding:
     """The metrics at each scale; the picture has a row for a prompt and a column for a scale."""
     prompts = list(full_captions(pipeline.settings.given_data(), study.prompts))
     texts = [prompt for prompt in prompts for _ in range(study.samples)]
-    numbers: dict[str, dict[str, float]] = {}
+    numbers: dict[str, dict[str, Measured]] = {}
     shown: list[Tensor] = []
     for scale in study.scales:
-        states = [metric.build(pipeline) for metric in study.metrics]
         images = pipeline.sample(
             texts, seed=seed, guidance=scaled(pipeline.settings.guidance, scale)
         )
         found = numbers[f"{scale:g}"] = {}
-        for state in states:
-            state.update(images, texts)
-            found.update(state.compute())
+        for metric in study.metrics:
+            found.update(of_pictures(metric, pipeline, images, texts))
         shown.append(_by_prompt(images, study.samples)[:_ROWS, :_PER_CELL])
     return Finding(
         numbers={"guidance": numbers},
@@ -122,8 +123,8 @@ def scaled(guidance: Guidance, scale: float) -> Guidance:
     return other
 
 
-def _heading(scale: str, found: Mapping[str, float]) -> str:
-    lines = [f"{key.removesuffix('_accuracy')} {value:.2f}" for key, value in found.items()]
+def _heading(scale: str, found: Mapping[str, Measured]) -> str:
+    lines = [f"{key.removesuffix('_accuracy')} {one.value:.2f}" for key, one in found.items()]
     return "\n".join([f"scale {scale}", *lines])
 
 
@@ -142,14 +143,18 @@ def negative_prompt(study: NegativePromptStudy, pipeline: Pipeline, seed: int) -
     }
     color = {arm: color_share(study, pipeline, images) for arm, images in arms.items()}
     shape = {
-        f"shape_accuracy_{arm}": measured(study, pipeline, images, texts)["shape_accuracy"]
+        f"shape_accuracy_{arm}": of_pictures(study.metric, pipeline, images, texts)[
+            "shape_accuracy"
+        ]
         for arm, images in arms.items()
     }
     pairs = [_by_prompt(images, study.samples) for images in arms.values()]
     shown = torch.stack(pairs, dim=1)[:_ROWS, :, :_COLUMNS].flatten(0, 1)
-    framed = torch.tensor(
-        [[color_share(study, pipeline, image[None]) == 1 for image in row] for row in shown]
-    )
+    looked_at = shown.flatten(0, 1)
+    state = study.metric.build(pipeline)
+    state.update(looked_at, [study.negative] * len(looked_at))
+    shares = [state.compute(torch.tensor([k]))["color_accuracy"] for k in range(len(looked_at))]
+    framed = torch.tensor(shares).reshape(shown.shape[:2]) == 1
     labels = [(prompt, f"negative: {study.negative}") for prompt in study.prompts[:_ROWS]]
     return Finding(
         numbers={"negative_prompt": {**color, **shape}},
@@ -163,9 +168,14 @@ def negative_prompt(study: NegativePromptStudy, pipeline: Pipeline, seed: int) -
             shown[:, None],
             rows=[label for pair in labels for label in pair],
             together=2,
-            columns=["shape as prompted: {:.0%} without, {:.0%} with".format(*shape.values())],
+            columns=[
+                "shape as prompted: {:.0%} without, {:.0%} with".format(
+                    *(one.value for one in shape.values())
+                )
+            ],
             title=f"Pictures in the color of {study.negative!r} (framed), from the same noise: "
-            f"{color['without']:.0%} without it as negative prompt, {color['with']:.0%} with it",
+            f"{color['without'].value:.0%} without it as negative prompt, "
+            f"{color['with'].value:.0%} with it",
             framed=framed[:, None],
         ),
     )
@@ -182,7 +192,7 @@ def refuse_what_cannot_be_measured(study: NegativePromptStudy, pipeline: Pipelin
         ("shape", "prompts", study.prompts),
     ):
         blank = torch.zeros(len(prompts), 3, *pipeline.settings.given_data().picture_size)
-        if f"{attribute}_accuracy" not in measured(study, pipeline, blank, prompts):
+        if f"{attribute}_accuracy" not in of_pictures(study.metric, pipeline, blank, prompts):
             said = ", ".join(map(repr, prompts))
             raise ConfigError(
                 f"the metric {study.metric.name!r} finds no {attribute} in {said}",
@@ -192,15 +202,16 @@ def refuse_what_cannot_be_measured(study: NegativePromptStudy, pipeline: Pipelin
             )
 
 
-def color_share(study: NegativePromptStudy, pipeline: Pipeline, images: Tensor) -> float:
+def color_share(study: NegativePromptStudy, pipeline: Pipeline, images: Tensor) -> Measured:
     """The share of the pictures that show the color of the negative prompt."""
-    return measured(study, pipeline, images, [study.negative] * len(images))["color_accuracy"]
+    negatives = [study.negative] * len(images)
+    return of_pictures(study.metric, pipeline, images, negatives)["color_accuracy"]
 
 
-def measured(
-    study: NegativePromptStudy, pipeline: Pipeline, images: Tensor, prompts: Sequence[str]
-) -> Mapping[str, float]:
-    """What the study's metric says of these pictures."""
-    state = study.metric.build(pipeline)
+def of_pictures(
+    metric: Metric, pipeline: Pipeline, images: Tensor, prompts: Sequence[str]
+) -> Mapping[str, Measured]:
+    """What a metric says of these pictures."""
+    state = metric.build(pipeline)
     state.update(images, prompts)
-    return state.compute()
+    return measured(state, len(prompts))

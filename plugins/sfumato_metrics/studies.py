@@ -44,9 +44,9 @@ class ClipSimilarityStudy(Study):
     def check(self, pipeline: Pipeline) -> None:
         """Needs a joint encoder and enough captions."""
         from sfumato_metrics.answering import full_captions
-        from sfumato_metrics.measuring import joint_encoder
+        from sfumato_metrics.features import joint_encoder
 
-        joint_encoder(pipeline, "study.clip_similarity")
+        joint_encoder("run", pipeline, "study.clip_similarity")
         full_captions(pipeline.settings.given_data(), self.count)
 
     def run(self, pipeline: Pipeline, seed: int) -> Finding:

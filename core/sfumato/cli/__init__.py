@@ -17,6 +17,7 @@ from sfumato.cli import (
     check,
     describe,
     doctor,
+    evaluate,
     export,
     import_,
     lock,
@@ -40,8 +41,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS = (
-    *(train, plan, sample, import_, export, show, plugins, check, new_plugin, lock, describe),
-    *(schema, doctor),
+    *(train, plan, sample, evaluate, import_, export, show, plugins, check, new_plugin, lock),
+    *(describe, schema, doctor),
 )
 for command in COMMANDS:
     name = command.__name__.rpartition(".")[2]

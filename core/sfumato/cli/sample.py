@@ -59,22 +59,26 @@ def command(
     if out is not None and out.suffix.lower() != ".png":
         raise ConfigError("is not a PNG", place=f"--out {out}", remedy="let its name end in .png")
     registry = context.obj.registry()
-    from sfumato import pictures, settings
+    from sfumato import pictures, ranks, settings
     from sfumato.pipeline import Pipeline
     from sfumato.request import usual_strength
 
-    pipeline = Pipeline.load(run, overrides or [], registry, device)
+    engine = ranks.engine(device or "cpu")
+    pipeline = Pipeline.load(run, overrides or [], registry, str(engine.device)).share(engine)
     texts = [prompt for prompt in prompts for _ in range(count)]
     size = pipeline.settings.picture_size
-    images = pipeline.sample(
-        texts,
-        negative=[negative] * len(texts) if negative else None,
-        steps=steps,
-        seed=seed,
-        image=pictures.read(image, size).expand(len(texts), -1, -1, -1) if image else None,
-        mask=pictures.read_mask(mask, size) if mask else None,
-        strength=strength,
-    )
+    with engine.session(), engine.failing_together():
+        images = pipeline.sample(
+            texts,
+            negative=[negative] * len(texts) if negative else None,
+            steps=steps,
+            seed=seed,
+            image=pictures.read(image, size).expand(len(texts), -1, -1, -1) if image else None,
+            mask=pictures.read_mask(mask, size) if mask else None,
+            strength=strength,
+        )
+    if not engine.main:
+        return
     walked = usual_strength(image, mask) if strength is None else strength
     slug = re.sub(r"\W+", "-", prompts[0].lower()).strip("-")[:60] or "picture"
     out = out or runs.free_path(opened.outputs("samples") / f"{slug}-{seed}.png")

@@ -63,13 +63,11 @@ def command(
 
 def summary(run: Any, seconds: float) -> str:
     """One paragraph that says what was made and where."""
+    from sfumato.measurements import flat
+
     record = run.record()
     sizes = ", ".join(f"{name} {count:,}" for name, count in record["parameters"].items())
-    numbers = ", ".join(
-        f"{name} {value:.3f}"
-        for name, value in record["results"].items()
-        if isinstance(value, float)
-    )
+    numbers = ", ".join(f"{name} {one}" for name, one in flat(record["results"]).items())
     drawn = sorted(path.name for path in run.path.glob("*.png"))
     pictures = (
         f" Pictures, each with its numbers as JSON beside it: {', '.join(drawn)}." if drawn else ""

@@ -9,7 +9,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from sfumato.interfaces import Metric
+from sfumato.bootstrap import measured
+from sfumato.interfaces import Metric, MetricState
 from sfumato.pipeline import Pipeline
 from sfumato.randomness import Draw
 from sfumato.testing import assembly
@@ -32,8 +33,12 @@ class Subject:
         """The numbers of a measurement that takes in these pictures, piece by piece."""
         state = self.settings.build(self.pipeline)
         for piece in pieces:
-            state.update(self.images[list(piece)], [self.prompts[place] for place in piece])
-        return state.compute()
+            self.update(state, piece)
+        return state.compute(torch.arange(sum(map(len, pieces))))
+
+    def update(self, state: MetricState, piece: Sequence[int]) -> None:
+        """Takes in these pictures with their prompts."""
+        state.update(self.images[list(piece)], [self.prompts[place] for place in piece])
 
     @property
     def together(self) -> Numbers:
@@ -98,10 +103,10 @@ def measurements_are_apart(metric: Subject) -> None:
     before = metric.images.clone()
     wanted = metric.of([range(4)])
     one, other = (metric.settings.build(metric.pipeline) for _ in range(2))
-    other.update(metric.images[4:], metric.prompts[4:])
-    one.update(metric.images[:4], metric.prompts[:4])
-    other.update(metric.images[:2], metric.prompts[:2])
-    _expect_same(one.compute(), wanted, "beside another measurement")
+    metric.update(other, range(4, 8))
+    metric.update(one, range(4))
+    metric.update(other, range(2))
+    _expect_same(one.compute(torch.arange(4)), wanted, "beside another measurement")
     expect_close(metric.images, before, "the pictures afterwards", 0)
 
 
@@ -109,11 +114,36 @@ def measurements_are_apart(metric: Subject) -> None:
 def computing_ends_nothing(metric: Subject) -> None:
     """`compute` gives the same again, and `update` may go on after it."""
     state = metric.settings.build(metric.pipeline)
-    state.update(metric.images[:5], metric.prompts[:5])
-    first = dict(state.compute())
-    _expect_same(state.compute(), first, "computed again")
-    state.update(metric.images[5:], metric.prompts[5:])
-    _expect_same(state.compute(), metric.together, "after going on")
+    metric.update(state, range(5))
+    first = dict(state.compute(torch.arange(5)))
+    _expect_same(state.compute(torch.arange(5)), first, "computed again")
+    metric.update(state, range(5, 8))
+    _expect_same(state.compute(torch.arange(8)), metric.together, "after going on")
+
+
+@law("metric")
+def rows_are_chosen(metric: Subject) -> None:
+    """`compute` of some rows gives the numbers of those pictures alone, in any order."""
+    state = metric.settings.build(metric.pipeline)
+    metric.update(state, range(8))
+    for rows in ([1, 2, 5, 6], [6, 1, 5, 2]):
+        _expect_same(state.compute(torch.tensor(rows)), metric.of([rows]), f"of rows {rows}")
+
+
+@law("metric")
+def can_be_resampled(metric: Subject) -> None:
+    """Rows may repeat: each number gets a finite interval, and rests on at most eight pictures."""
+    state = metric.settings.build(metric.pipeline)
+    metric.update(state, range(8))
+    found = measured(state, 8)
+    for name, one in found.items():
+        _expect_numbers({name: one.value, "low": one.low, "high": one.high})
+        expect(one.low <= one.high, f"an interval of {name}", f"[{one.low}, {one.high}]")
+        expect(0 < one.n <= 8, f"{name} of 1 to 8 pictures", str(one.n))
+    try:
+        json.dumps(dict(state.facts()), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise Broken("facts that fit JSON", str(error)) from error
 
 
 @law("metric")

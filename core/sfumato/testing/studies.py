@@ -6,6 +6,7 @@ import functools
 import json
 from typing import TYPE_CHECKING
 
+from sfumato.measurements import as_json
 from sfumato.testing import assembly
 from sfumato.testing.laws import Broken, expect, law, subject
 from sfumato.testing.modules import expect_same_state, random_state_kept, state_of
@@ -54,7 +55,7 @@ def leaves_things_alone(study: Subject) -> None:
 
 def _json(finding: Finding) -> str:
     """Numbers and details as the run folder stores them."""
-    found = {"numbers": dict(finding.numbers), "details": dict(finding.details)}
+    found = {"numbers": as_json(finding.numbers), "details": dict(finding.details)}
     try:
         return json.dumps(found, allow_nan=False, sort_keys=True)
     except (TypeError, ValueError) as error:

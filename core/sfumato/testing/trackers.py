@@ -43,7 +43,8 @@ def records(run: Path) -> Iterator[tuple[str, str, Any]]:
         x = torch.linspace(-1, 1, 2 * 3 * 4 * 4).reshape(2, 3, 4, 4)
         drawn = SampleStep(index=index, t=0.5 - index / 2, x=x, x0=x / 2)
         yield "sfumato_on_sample_step", "step", drawn
-    results = {"samples": 2, "color_accuracy": 0.5, "guidance": {"4": {"diversity": 0.1}}}
+    one = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 2}
+    results = {"color_accuracy": one, "guidance": {"4": {"diversity": one}}}
     yield "sfumato_on_train_end", "end", TrainEnd(run=run, stage=None, results=results)
 
 
