@@ -14,7 +14,7 @@ ORDER = (
     "errors", "records", "prediction", "randomness", "modules", "split", "interfaces", "tables", "hookspecs",
     "watchers", "admission", "document", "plugins", "settings", "lock", "experiment", "streaming",
     "checkpoint", "claim", "references", "runs", "layers", "registry", "schema", "trajectory", "compatibility", "engine", "memory",
-    "forwards", "compiling", "sampling", "request", "editing", "pictures", "weak", "walk", "pipeline", "exchange", "evaluation", "interruption",
+    "forwards", "compiling", "sampling", "request", "editing", "pictures", "weak", "walk", "pipeline", "drawing", "exchange", "evaluation", "interruption",
     "shards", "ranks", "bad_examples", "encoded", "batches", "stage", "footprint", "resumption", "saving", "loop", "training", "testing", "cli",
 )  # fmt: skip
 CORE = sorted((ROOT / "core" / "sfumato").rglob("*.py"))
