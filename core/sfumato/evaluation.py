@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from sfumato import pictures
 from sfumato.errors import ConfigError
+from sfumato.records import PictureSaved
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
+
+    from PIL.Image import Image
 
     from sfumato.experiment import Evaluation
     from sfumato.pipeline import Pipeline
@@ -59,12 +63,18 @@ def evaluate(
         The numbers by name.
     """
     results: dict[str, Any] = {}
+
+    def save(name: str, picture: Image, path: Path, facts: Mapping[str, Any]) -> None:
+        pictures.save(picture, path, facts)
+        saved = PictureSaved(name=name, path=path, step=step)
+        pipeline.watchers.notify("sfumato_on_picture", picture=saved)
+
     if evaluation.metrics:
         texts = prompts(pipeline, evaluation.count)
         images = pipeline.sample(texts, seed=seed, batch=evaluation.batch)
         sheet = pictures.grid(images[:SHEET], columns=8)
         facts = {"prompts": texts[:SHEET], "seed": seed, "step": step}
-        pictures.save(sheet, run.path / "samples" / f"step-{step:08d}.png", facts)
+        save("samples", sheet, run.path / "samples" / f"step-{step:08d}.png", facts)
         results["samples"] = len(texts)
         for metric in evaluation.metrics:
             state = metric.build(pipeline)
@@ -75,7 +85,8 @@ def evaluate(
         finding = study.run(pipeline, seed)
         _add(results, finding.numbers, f"study {study.name}")
         if finding.picture is not None:
-            pictures.save(finding.picture, run.path / f"{study.name}.png", finding.numbers)
+            path = run.path / f"{study.name}.png"
+            save(study.name, finding.picture, path, finding.numbers)
         text = json.dumps({**finding.numbers, **finding.details}, indent=1)
         (run.path / f"{study.name}.json").write_text(text + "\n", encoding="utf-8")
         run.update(results=results)
