@@ -6,7 +6,7 @@ names, each with an extra of its name. All three are told the same, see `followi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import attrs
 from attrs.validators import ge
@@ -59,8 +59,8 @@ class TensorBoard(Dashboard):
 
 @attrs.frozen(kw_only=True)
 class WeightsAndBiases(Dashboard):
-    """A run of Weights & Biases in `RUN/wandb`. Offline, its default, it never asks the network;
-    `wandb sync RUN/wandb/offline-run-*` uploads it.
+    """A run of Weights & Biases in `RUN/wandb`, offline: it never asks the network, and `wandb sync
+    RUN/wandb/offline-run-*` uploads it. `WANDB_MODE=online` in the environment sends it at once.
 
     It needs the extra: `pip install 'sfumato[wandb]'`.
     """
@@ -68,14 +68,13 @@ class WeightsAndBiases(Dashboard):
     name = "wandb"
 
     project: str = option("sfumato", "that runs are listed in")
-    mode: Literal["offline", "online"] = option("offline", "online: to the server, as wandb does")
 
     def build(self, run: Path) -> object:
         """What talks to wandb."""
         from sfumato_trackers.following import Following
         from sfumato_trackers.wandb import WandbRun
 
-        return Following(WandbRun(run, self.project, self.mode), self.every)
+        return Following(WandbRun(run, self.project), self.every)
 
 
 @attrs.frozen(kw_only=True)

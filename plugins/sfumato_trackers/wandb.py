@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from sfumato_trackers.following import Sink, identity, library, settings
@@ -16,13 +17,14 @@ class WandbRun(Sink):
     of its own, and `wandb sync` puts them together.
     """
 
-    def __init__(self, run: Path, project: str, mode: str) -> None:
+    def __init__(self, run: Path, project: str) -> None:
         """Begins the run, or a further part of it.
 
         Raises:
             ConfigError: wandb is not installed.
         """
         self.wandb = library("wandb", "wandb")
+        mode = os.environ.get("WANDB_MODE", "offline")
         self.run = self.wandb.init(
             project=project,
             name=run.resolve().name,
