@@ -15,10 +15,13 @@ def command(
     context: typer.Context,
     run: Annotated[
         str | None,
-        typer.Argument(help="A run folder or a packaged model; RUN@STEP is an earlier checkpoint."),
+        typer.Argument(
+            metavar="RUN",
+            help="A run folder or a packaged model; RUN@STEP is an earlier checkpoint.",
+        ),
     ] = None,
     prompts: Annotated[
-        list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw.")
+        list[str] | None, typer.Argument(metavar="PROMPT", help="What to draw.")
     ] = None,
     like: Annotated[
         Path | None,
