@@ -38,9 +38,6 @@ REFUSED = [
      "registry.yaml/run: is a file, or is in one; a run is a folder; choose another --out"),
     (["train", "small", "--set", "start=runs/other@99"],
      "--set: start: runs/other has no checkpoint of step 99; it has: 4, 10"),
-    (["train", "small", "--set", "denoiser.channels=[16,16,16]"],
-     "--set: denoiser.channels: unet.attention: 2 values for 3 levels; give one for all, or one for each of "
-     "unet.channels"),
     (["train", "small", "--set", "stages.nope.steps=3"],
      "--set: stages.nope: there is no such stage; stages: clip, denoiser; a new one is given whole: --set "
      "'stages.nope={objective: ..., ...}'"),

@@ -157,10 +157,6 @@ class UNet(Denoiser):
                     remedy="leave it out, or use attention_block: transformer",
                 )
 
-    def __attrs_post_init__(self) -> None:
-        """Options that disagree are refused where they are written."""
-        self.levels()
-
     def _by_level(self, name: str) -> tuple[Any, ...]:
         values, count = getattr(self, name), len(self.channels)
         if len(values) not in (1, count):
