@@ -32,6 +32,8 @@ docs: .venv/dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	# Only its samplers are wanted, beside ours; what it depends on brings torchvision.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps "k-diffusion>=0.1.1"
+	# It caps pillow below the version that all else is tested with, and works with it.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps "trackio>=0.43"
 	touch $@ .venv/demo
 
 .PHONY: demo docs test test-slow

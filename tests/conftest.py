@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from sfumato.cli import main
 from sfumato.registry import Registry
 from small import SMALL
 
+# Trackio keeps all runs of a machine in one place, which it looks up once.
+os.environ["TRACKIO_DIR"] = tempfile.mkdtemp(prefix="trackio-")
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
     torch.set_num_threads(1)

@@ -118,7 +118,7 @@ def test_a_local_file_brings_a_schedule(call, registry_file, tmp_path):
          "error: noise_schedule: no noise_schedule is named 'linaer'; did you mean 'linear'?\n"),
         (["sample", "runs/none", "a"], 2, "error: runs/none: is not a run folder: it has no settings.yaml\n"),
         (["train", "small", "--out", "registry.yaml"], 2,
-         "error: registry.yaml: cannot be written: File exists\n"),
+         "error: registry.yaml: is a file, or is in one; a run is a folder; choose another --out\n"),
         (["train", "small", "--out", "/proc/run"], 2,
          "error: /proc/run: cannot be written: No such file or directory\n"),
         (["train", "small", "--set", "data={use: image_folder, folder: none}"], 2,

@@ -168,12 +168,15 @@ REMEDY_NULL = "use --set guidance=none, or train with text_dropout, such as 0.1"
          "as that of t, got (10,) and (10,)"),
         (["noise_schedule=root"], "noise_schedule root: expected finite numbers, got alpha nan and "
          "sigma 0.765625 at t = 0.765625"),
-        (["autoencoder=thirds"], "pictures are 16 x 16, but the autoencoder 'thirds' needs multiples "
-         "of 3; change the size of the pictures, or the autoencoder"),
-        (["autoencoder={use: patches, side: 16}"], "latents are 1 x 1, but the denoiser 'unet' needs "
-         "multiples of 2; change the size of the pictures, or the options of the denoiser"),
-        (["denoiser=windows"], "latents are 16 x 16, but the denoiser 'windows' needs multiples of 5; "
-         "change the size of the pictures, or the options of the denoiser"),
+        (["autoencoder=thirds"], "pictures are 16 x 16, but the autoencoder 'thirds' (factor 3) and the denoiser "
+         "'unet' (latents in multiples of 2) need multiples of 6; draw 18 x 18 (of a run: "
+         "--set sampling.size=[18,18]), or change these two"),
+        (["autoencoder={use: patches, side: 16}"], "pictures are 16 x 16, but the autoencoder 'patches' (factor 16) and the denoiser "
+         "'unet' (latents in multiples of 2) need multiples of 32; draw 32 x 32 (of a run: "
+         "--set sampling.size=[32,32]), or change these two"),
+        (["denoiser=windows"], "pictures are 16 x 16, but the autoencoder 'pixels' (factor 1) and the denoiser "
+         "'windows' (latents in multiples of 5) need multiples of 5; draw 15 x 15 (of a run: "
+         "--set sampling.size=[15,15]), or change these two"),
         (["noise_schedule=quarter"], "3 steps of the time_grid 'trailing' visit t = 1, where "
          "noise_schedule 'quarter' leaves no signal (alpha is 6.12323e-17) and epsilon says nothing "
          "about x0; use a grid that starts later (--set time_grid=leading), or train another "
@@ -205,7 +208,8 @@ def test_what_cannot_work_is_refused_before_anything_is_fitted(
 def test_an_experiment_without_stages_is_refused(registry, tmp_path):
     experiment = attrs.evolve(registry.experiment("small"), stages={})
     assert message(list, sfumato.train(experiment, tmp_path / "run")) == (
-        "experiment 'small' has no stages; add `stages`"
+        "experiment 'small' has no stages; add `stages`, such as --set "
+        "'stages.denoiser={objective: denoising, steps: 1000, batch: 16}'"
     )
 
 
@@ -215,8 +219,9 @@ def test_the_command_line_refuses_with_a_strangers_component(sfumato, registry_f
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "error: latents are 16 x 16, but the denoiser 'windows' needs multiples of 5; "
-        "change the size of the pictures, or the options of the denoiser\n"
+        "error: pictures are 16 x 16, but the autoencoder 'pixels' (factor 1) and the "
+        "denoiser 'windows' (latents in multiples of 5) need multiples of 5; draw 15 x 15 "
+        "(of a run: --set sampling.size=[15,15]), or change these two\n"
     )
     assert not registry_file.with_name("run").exists()
 
@@ -228,8 +233,9 @@ def test_loading_refuses_before_weights_are_read(small_run, registry, monkeypatc
         "leave it as it is, or train again"
     )
     assert message(Pipeline.load, small_run, ["data.size=17"], registry) == (
-        "latents are 17 x 17, but the denoiser 'unet' needs multiples of 2; "
-        "change the size of the pictures, or the options of the denoiser"
+        "pictures are 17 x 17, but the autoencoder 'pixels' (factor 1) and the denoiser "
+        "'unet' (latents in multiples of 2) need multiples of 2; draw 16 x 16 (of a run: "
+        "--set sampling.size=[16,16]), or change these two"
     )
 
 

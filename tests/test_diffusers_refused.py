@@ -239,7 +239,8 @@ def test_folders_that_no_layout_recognises(sd_folder, tmp_path):
     with pytest.raises(ConfigError) as error:
         imported(sd_folder, tmp_path / "run")
     assert str(error.value) == (
-        f"{sd_folder}: no layout recognises it; name one with --layout: diffusers"
+        f"{sd_folder}: no layout recognises it: there is no model_index.json (diffusers); give the folder "
+        "that holds it, or name a layout with --layout: diffusers"
     )
     with pytest.raises(ConfigError) as error:
         imported(tmp_path / "nowhere", tmp_path / "run")

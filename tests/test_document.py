@@ -80,7 +80,7 @@ BOMB = "a: &a [x, x]\n" + "".join(
             "file.yaml:1: the tag 'tag:yaml.org,2002:python/object/apply:os.system' is refused: "
             "settings are plain data",
         ),
-        ("a: [1,\nb: 2", "file.yaml:2: expected ',' or ']', but got '<stream end>'"),
+        ("a: [1,\nb: 2", "file.yaml:2: expected ',' or ']', but got the end"),
         ("? [a]\n: 1", "file.yaml:1: a key must be a word"),
     ],
 )

@@ -1,7 +1,9 @@
 """A signal at any moment ends the step, leaves one checkpoint and says so; a second ends at once."""
 
 import os
+import shlex
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -52,7 +54,7 @@ def test_the_step_ends_with_one_checkpoint(
     raised_in(monkeypatch, *moment[:2], number, moment[2])
     due = ["--set", "checkpoints.every=3"]
     found, out, err = call("train", "small", *SHORT, *due)
-    assert (found, out) == (code, "")
+    assert (found, out) == (code, f"Go on: {shlex.join([sys.argv[0]])} train run --resume\n")
     assert err == f"{ended}: ended by {number.name}; continue with --resume\n"
     assert record(tmp_path / "run")["status"] == "preempted"
     assert checkpoints(tmp_path / "run") == [f"step-{step:08d}" for step in saved]
@@ -79,7 +81,8 @@ def test_a_process_that_is_told_to_end_ends_well(registry_file, tmp_path):
     process.join(60)
     assert process.exitcode == 143
     said = (tmp_path / "output.txt").read_text()
-    assert said.endswith(": ended by SIGTERM; continue with --resume\n")
+    assert ": ended by SIGTERM; continue with --resume\n" in said
+    assert said.endswith("Go on: sfumato train run --resume\n")
     assert "Traceback" not in said
     assert record(tmp_path / "run")["status"] == "preempted"
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()

@@ -129,7 +129,7 @@ def test_the_hash_covers_names_and_every_module_and_nothing_else(tmp_path, monke
     ("text", "message"),
     [
         (None, "there is no lock; write one: sfumato lock --out plugins.lock"),
-        ("{", "plugins.lock:1: expected the node content, but found '<stream end>'"),
+        ("{", "plugins.lock:1: expected a value, but found the end"),
         ('{"version": 2, "plugins": []}', "plugins.lock:1: version: expected one of 1, got 2"),
         ('{"version": 1, "plugins": [{"distribution": "a"}]}',
          "plugins.lock:1: plugins.0: 'version' is missing; of the distribution; empty for a file"),

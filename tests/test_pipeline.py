@@ -197,7 +197,7 @@ def test_a_pipeline_samples_without_data_at_any_size(small_run, pipeline):
     wide = Pipeline.load(small_run, ["data=null", "sampling.size=[8, 24]"])
     assert wide.sample(PROMPTS).shape == (3, 3, 8, 24)
     assert message(Pipeline.load, small_run, ["sampling.size=[8, 23]"]).startswith(
-        "latents are 8 x 23, but the denoiser 'unet' needs multiples of 2"
+        "pictures are 8 x 23, but the autoencoder 'pixels' (factor 1) and the denoiser 'unet'"
     )
 
 

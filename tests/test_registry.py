@@ -123,7 +123,7 @@ def test_an_option_of_another_component_is_an_error_not_ignored(registry):
     ("override", "text"),
     [
         ("stages.x={objective: null, steps: 1, batch: 1}", "--set: stages.x.objective: expected an objective, got null"),
-        ("stages.x.steps=5", "--set: stages.x: 'objective' is missing; what is minimised\n--set: stages.x: 'batch' is missing; examples a step, over all ranks"),
+        ("stages.x.steps=5", "--set: stages.x: there is no such stage; stages: clip, denoiser; a new one is given whole: --set 'stages.x={objective: ..., ...}'"),
         ("guidanse.scale=3", "--set: guidanse: unknown option of Experiment; did you mean 'guidance'?"),
         ("guidance=cgf", "--set: guidance: no guidance is named 'cgf'; did you mean 'cfg'?"),
         ("guidance", "--set guidance: expected PATH=VALUE"),

@@ -106,7 +106,9 @@ def test_a_step_of_a_run_is_a_start_too(tuned, small_run, tmp_path):
     assert record["checkpoint"] == str(small_run / "checkpoints" / "step-00000004")
     with pytest.raises(ConfigError) as error:
         trained(tuned.experiment("tuned", [f"start={small_run}@5"]), tmp_path / "none")
-    assert str(error.value) == f"start: {small_run} has no checkpoint of step 5; it has: 4, 10"
+    assert (
+        str(error.value) == f"--set: start: {small_run} has no checkpoint of step 5; it has: 4, 10"
+    )
 
 
 def test_a_run_stands_in_the_place_of_an_experiment(registry, small_run, tmp_path):

@@ -203,14 +203,14 @@ def test_nothing_is_written_over(registry, small_run):
         run(registry, small_run)
     assert (
         str(error.value)
-        == f"{small_run}: is not empty; choose another --out, remove it, or continue a run with --resume"
+        == f"{small_run}: is not empty; choose another --out, remove it, or go on: sfumato train {small_run} --resume"
     )
 
 
 def test_bad_settings_write_nothing(registry, tmp_path):
     with pytest.raises(ConfigError, match="has no stages"):
         list(train(_without_stages(registry), tmp_path / "run"))
-    with pytest.raises(ConfigError, match="^latents are 17 x 17, but the denoiser 'unet'"):
+    with pytest.raises(ConfigError, match="^pictures are 17 x 17, but the autoencoder 'pixels'"):
         run(registry, tmp_path / "run", "data.size=17")
     assert not (tmp_path / "run").exists()
 

@@ -126,6 +126,16 @@ def hashes(path: Path) -> dict[str, str]:
     return _manifest(path)[0]
 
 
+def identity(path: Path) -> str:
+    """A SHA-256 that stands for all of a checkpoint: that of its manifest, as it says itself.
+
+    Raises:
+        CheckpointError: there is no manifest, or it cannot be read.
+    """
+    hashes, facts = _manifest(path)
+    return _seal({**facts, "files": hashes})
+
+
 def read(
     path: Path, without: Collection[str] = ()
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, bytes]]:

@@ -34,6 +34,9 @@ def claimed(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o666)
+    except (FileExistsError, NotADirectoryError) as error:
+        remedy = "a run is a folder; choose another --out"
+        raise ConfigError("is a file, or is in one", place=str(folder), remedy=remedy) from error
     except OSError as error:
         raise ConfigError(f"cannot be written: {error.strerror}", place=str(folder)) from error
     try:

@@ -10,6 +10,7 @@ way to sample. Each check is a function that raises an error with its remedy; `A
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import attrs
@@ -114,7 +115,9 @@ def check_training(
     trained like this.
     """
     if not experiment.stages:
-        raise ConfigError(f"experiment {experiment.name!r} has no stages", remedy="add `stages`")
+        stage = "{objective: denoising, steps: 1000, batch: 16}"
+        remedy = f"add `stages`, such as --set 'stages.denoiser={stage}'"
+        raise ConfigError(f"experiment {experiment.name!r} has no stages", remedy=remedy)
     given, drawn = experiment.given_data().picture_size, experiment.picture_size
     if drawn != given:
         problem = f"training draws pictures of {drawn[0]} x {drawn[1]}, but data has {given[0]} x "
@@ -124,6 +127,7 @@ def check_training(
     if start is not None:
         check_start(start, experiment)
     check_caches(experiment)
+    warn_of_adapter(experiment, start)
     evaluation = experiment.evaluation
     trained = {*slots_trained(experiment), *(start.slots if start is not None else ())}
     if evaluation.metrics and "denoiser" not in trained:
@@ -143,6 +147,19 @@ def check_training(
         weak=weak,
     )
     check_plan(plan)
+
+
+def warn_of_adapter(experiment: Experiment, start: Trained | None) -> None:
+    """Warns where a stage trains an adapter around weights that nothing has trained."""
+    if start is not None and "denoiser" in start.slots:
+        return
+    if isinstance(experiment.denoiser, Adapter) and "denoiser" in slots_trained(experiment):
+        name = experiment.denoiser.name
+        warnings.warn(
+            f"denoiser {name!r} trains beside weights that nothing has trained, and which stay as "
+            f"they were drawn; name a run: sfumato train RUN --set 'denoiser={{use: {name}}}'",
+            stacklevel=3,
+        )
 
 
 def check_caches(experiment: Experiment) -> None:
@@ -255,19 +272,16 @@ def check_schedule(settings: PipelineSettings) -> None:
 
 def check_picture_size(settings: PipelineSettings) -> None:
     """Pictures divide into latents, and latents into what the denoiser needs."""
-    (height, width), factor = settings.picture_size, settings.autoencoder.factor
-    if height % factor or width % factor:
+    size, autoencoder, denoiser = settings.picture_size, settings.autoencoder, settings.denoiser
+    whole = autoencoder.factor * denoiser.multiple
+    if any(side % whole for side in size):
+        height, width = (max(1, round(side / whole)) * whole for side in size)
         raise ConfigError(
-            f"pictures are {height} x {width}, but the autoencoder "
-            f"{settings.autoencoder.name!r} needs multiples of {factor}",
-            remedy="change the size of the pictures, or the autoencoder",
-        )
-    height, width, multiple = height // factor, width // factor, settings.denoiser.multiple
-    if height % multiple or width % multiple:
-        raise ConfigError(
-            f"latents are {height} x {width}, but the denoiser {settings.denoiser.name!r} needs "
-            f"multiples of {multiple}",
-            remedy="change the size of the pictures, or the options of the denoiser",
+            f"pictures are {size[0]} x {size[1]}, but the autoencoder {autoencoder.name!r} "
+            f"(factor {autoencoder.factor}) and the denoiser {denoiser.name!r} (latents in "
+            f"multiples of {denoiser.multiple}) need multiples of {whole}",
+            remedy=f"draw {height} x {width} (of a run: --set sampling.size=[{height},{width}]), "
+            "or change these two",
         )
 
 
@@ -348,6 +362,13 @@ def check_overrides(before: Experiment, after: Experiment, *, evaluates: bool = 
         if name not in used and getattr(before, name) != getattr(after, name):
             remedy = "give the seed to the command (--seed)" if name == "seed" else "leave it"
             raise ConfigError("has no effect on a run that is trained", place=name, remedy=remedy)
+    if evaluates:
+        return
+    if after.data not in (None, before.data) and before.picture_size == after.picture_size:
+        remedy = (
+            "prompts come from the command; `sfumato train RUN --set data=...` trains on with it"
+        )
+        raise ConfigError("has no effect on what is drawn", place="data", remedy=remedy)
 
 
 def check_strength(plan: Plan) -> None:

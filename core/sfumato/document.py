@@ -22,6 +22,17 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 1 << 20
 MOST_LEVELS = 40
+WORDS = {
+    "'<stream end>'": "the end",
+    "'<block end>'": "the end of the block",
+    "'<block mapping start>'": "a mapping",
+    "'<block sequence start>'": "a list",
+    "'<scalar>'": "a value",
+    "<block end>": "the end of the block",
+    "the node content": "a value",
+    "<document start>": "the start of a document",
+}
+"""What PyYAML's parser calls things, and what a person does."""
 
 
 @attrs.frozen(eq=False)
@@ -104,7 +115,7 @@ def read(text: str, source: str, path: tuple[str, ...] = (), *, lines: bool = Tr
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{source}:{mark.line + 1}" if mark and lines else source
-        raise ConfigError(error.problem or "is not YAML", place=place) from error
+        raise ConfigError(_plainly(error.problem or "is not YAML"), place=place) from error
     except yaml.YAMLError as error:
         raise ConfigError("holds a character that YAML does not allow", place=source) from error
     finally:
@@ -117,6 +128,13 @@ def read(text: str, source: str, path: tuple[str, ...] = (), *, lines: bool = Tr
     if reader.errors:
         raise ConfigError.joined(reader.errors)
     return tree
+
+
+def _plainly(problem: str) -> str:
+    """What the parser says, without the names of its own parts."""
+    for part, word in WORDS.items():
+        problem = problem.replace(part, word)
+    return problem
 
 
 class _Loader(yaml.SafeLoader):

@@ -39,12 +39,14 @@ class Output:
         sheet: of the first samples, a PNG.
         tell: told after each measurement what is found so far: `results`, numbers by name, and
             `measured_with`, what those of a metric depend on, by its name.
+        saved: told the name and the path of each picture.
         writes: whether this process writes; among ranks one does.
     """
 
     folder: Path
     sheet: Path
     tell: Callable[..., None]
+    saved: Callable[[str, Path], None] = lambda name, path: None
     writes: bool = True
 
 
@@ -148,6 +150,7 @@ def _draw(
     if output.writes:
         sheet = pictures.grid(torch.cat(shown), columns=8)
         pictures.save(sheet, output.sheet, {"prompts": list(texts[:SHEET]), "seed": seed})
+        output.saved("samples", output.sheet)
 
 
 def _answer(study: Study, pipeline: Pipeline, seed: int, found: _Found) -> None:
@@ -155,7 +158,9 @@ def _answer(study: Study, pipeline: Pipeline, seed: int, found: _Found) -> None:
     if output.writes:
         numbers, details = as_json(finding.numbers), as_json(finding.details)
         if finding.picture is not None:
-            pictures.save(finding.picture, output.folder / f"{study.name}.png", numbers)
+            path = output.folder / f"{study.name}.png"
+            pictures.save(finding.picture, path, numbers)
+            output.saved(study.name, path)
         text = json.dumps({**numbers, **details}, indent=1)
         (output.folder / f"{study.name}.json").write_text(text + "\n", encoding="utf-8")
     found.add(finding.numbers, f"study {study.name}")

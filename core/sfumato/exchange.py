@@ -17,7 +17,7 @@ import attrs
 import torch
 
 from sfumato import checkpoint, compatibility, document, plugins, references, settings
-from sfumato.errors import CheckpointError, ConfigError
+from sfumato.errors import CheckpointError, ConfigError, SfumatoError
 from sfumato.experiment import Experiment, PipelineSettings, Trained
 from sfumato.interfaces import Adapter
 from sfumato.pipeline import Pipeline
@@ -153,9 +153,15 @@ def find_layout(folder: Path, catalogue: Catalogue, name: str | None = None) -> 
     found: list[Layout] = [cast("Any", catalogue.find("layout", one))() for one in known]
     fitting = found if name else [one for one in found if one.recognises(folder)]
     if len(fitting) != 1:
-        names = ", ".join(one.name for one in fitting or found)
-        problem = "several layouts recognise it" if fitting else "no layout recognises it"
-        raise ConfigError(problem, place=str(folder), remedy=f"name one with --layout: {names}")
+        if fitting:
+            problem = "several layouts recognise it"
+            remedy = f"name one with --layout: {', '.join(one.name for one in fitting)}"
+        else:
+            marks = ", ".join(f"{one.mark} ({one.name})" for one in found if one.mark)
+            problem = f"no layout recognises it: there is no {marks or 'mark of one'}"
+            names = ", ".join(one.name for one in found)
+            remedy = f"give the folder that holds it, or name a layout with --layout: {names}"
+        raise ConfigError(problem, place=str(folder), remedy=remedy)
     return fitting[0]
 
 
@@ -213,5 +219,8 @@ def _whole(path: Path) -> Iterator[Path]:
         draft.replace(path)
     except OSError as error:
         raise ConfigError(f"cannot be written: {error.strerror}", place=str(path)) from error
+    except SfumatoError as error:  # nobody knows the draft
+        place = error.place.replace(str(draft), str(path))
+        raise type(error)(error.problem, place=place, remedy=error.remedy) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)

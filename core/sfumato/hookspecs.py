@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sfumato.interfaces import Component
-    from sfumato.records import CheckpointSaved, SampleStep, TrainEnd, TrainStart, TrainStep
+    from sfumato.records import (
+        CheckpointSaved,
+        PictureSaved,
+        SampleStep,
+        TrainEnd,
+        TrainStart,
+        TrainStep,
+    )
 
 hookspec = pluggy.HookspecMarker("sfumato")
 hookimpl = pluggy.HookimplMarker("sfumato")
@@ -39,6 +46,11 @@ def sfumato_on_train_step(step: TrainStep) -> None:
 @hookspec
 def sfumato_on_checkpoint(checkpoint: CheckpointSaved) -> None:
     """A checkpoint is complete on disk."""
+
+
+@hookspec
+def sfumato_on_picture(picture: PictureSaved) -> None:
+    """A picture of an evaluation is on disk."""
 
 
 @hookspec

@@ -519,6 +519,8 @@ class Layout(Component):
     """How another program lays a system out in a folder: weights, and what they are weights of."""
 
     kind = "layout"
+    mark: ClassVar[str] = ""
+    """The file that `recognises` looks for, for messages."""
 
     @abstractmethod
     def recognises(self, folder: Path) -> bool:

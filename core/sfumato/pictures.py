@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,6 +57,33 @@ def save(image: Image.Image, path: Path, facts: Mapping[str, Any]) -> None:
         raise ConfigError(f"cannot be written: {error.strerror}", place=str(path)) from error
 
 
+def facts(path: Path) -> dict[str, Any]:
+    """What `save` put into a PNG; empty where that is nothing.
+
+    Raises:
+        ConfigError: it is no PNG.
+    """
+    try:
+        with Image.open(path, formats=("PNG",)) as file:
+            file.load()  # text may stand behind the pixels
+            found = json.loads(getattr(file, "text", {}).get("sfumato", "{}"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ConfigError(_unreadable(error, "a PNG"), place=str(path)) from error
+    return dict(found) if isinstance(found, dict) else {}
+
+
+def check_writable(path: Path) -> None:
+    """Raises ConfigError where `save` could not write a file, before anything is drawn for it."""
+    folder = next(one for one in path.absolute().parents if one.exists())
+    try:
+        if path.exists():
+            path.open("r+b").close()
+        else:
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(f"cannot be written: {error.strerror}", place=str(path)) from error
+
+
 def read(path: Path, size: tuple[int, int]) -> Tensor:
     """The picture of a PNG or JPEG file, (1, 3, height, width) float32 in [-1, 1].
 
@@ -83,9 +111,7 @@ def _opened(path: Path, size: tuple[int, int], resampling: Image.Resampling) -> 
         with Image.open(path, formats=("PNG", "JPEG")) as file:
             image = ImageOps.exif_transpose(file)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        known = isinstance(error, UnidentifiedImageError)
-        problem = "is not a PNG or JPEG picture" if known else f"cannot be read ({cause(error)})"
-        raise ConfigError(problem, place=str(path)) from error
+        raise ConfigError(_unreadable(error, "a PNG or JPEG picture"), place=str(path)) from error
     if image.mode not in ("1", "L", "P", "RGB") or image.has_transparency_data:
         raise ConfigError(
             f"is of mode {image.mode}, or has transparent parts",
@@ -100,3 +126,12 @@ def _opened(path: Path, size: tuple[int, int], resampling: Image.Resampling) -> 
             remedy="cut it to these proportions: nothing is cut or stretched here",
         )
     return image.convert("RGB").resize((width, height), resampling)
+
+
+def _unreadable(error: Exception, wanted: str) -> str:
+    """Why a file is no picture."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"is not {wanted}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read: {error.strerror}"
+    return f"cannot be read ({cause(error)})"

@@ -316,6 +316,17 @@ class CheckpointSaved:
 
 
 @attrs.frozen(kw_only=True)
+class PictureSaved:
+    """A picture that explains the run is on disk as a PNG: the sheet of an evaluation's samples, or
+    what a study drew.
+    """
+
+    name: str
+    path: Path
+    step: int
+
+
+@attrs.frozen(kw_only=True)
 class TrainEnd:
     """A stage has ended, or the run has (`stage` is then None, and `results` holds what was
     measured).

@@ -168,7 +168,19 @@ class Registry:
         Raises:
             ConfigError: lists every problem, each with its place.
         """
-        return self.structure(self.experiment_tree(name, overrides), name)
+        tree = self.experiment_tree(name, overrides)
+        start = tree.value.get("start", Node(None))
+        if isinstance(start.value, str):
+            runs.Stored.find(start.value, start.place, self.catalogue)
+        return self.structure(tree, name)
+
+    def is_run(self, name: str) -> bool:
+        """Whether a name is no experiment, and RUN or RUN@STEP."""
+        return name not in self.experiments and references.is_run(name)
+
+    def recorded(self, run: str) -> Experiment:
+        """The experiment that a run folder is of, as it was begun."""
+        return self.structure(runs.Run.open(run).settings(), Path(run).name)
 
     def structure(self, tree: Node, name: str) -> Experiment:
         """An experiment from its resolved tree."""
@@ -182,7 +194,9 @@ class Registry:
     def override(self, tree: Node, overrides: Sequence[str]) -> Node:
         """A resolved tree after `--set`: swaps (the shorter paths) first, then options."""
         for text in sorted(overrides, key=_rank):
-            tree = self._changed(tree, _override(text))
+            change = _override(text)
+            _check_stage(tree, change)
+            tree = self._changed(tree, change)
         return tree
 
     def _changed(self, tree: Node, change: Node) -> Node:
@@ -194,7 +208,10 @@ class Registry:
         """The nearest pipeline or start, then what each experiment says, from the farthest ancestor
         on.
         """
-        if name not in self.experiments and references.is_run(name):
+        if name not in self.experiments and Path(name).name != name and not references.is_run(name):
+            problem = f"is neither an experiment nor a run folder: it has no {references.SETTINGS}"
+            raise ConfigError(problem, place=name, remedy="train or import it first")
+        if self.is_run(name):
             return _started(Node(name, "the run itself", ("start",)))
         bodies = self._ancestry(Node(name))
         tree = attrs.evolve(bodies[-1][0], value=self._slots(bodies))
@@ -310,6 +327,18 @@ def _rank(override: str) -> tuple[bool, int]:
     """Swaps come before options: a stage's objective first, then the shorter path."""
     path = override.partition("=")[0].strip()
     return not path.endswith(".objective"), path.count(".")
+
+
+def _check_stage(tree: Node, change: Node) -> None:
+    """Raises ConfigError where one option is given of a stage that is not there."""
+    stages = tree.value.get("stages", Node({})).value
+    named = change.value["stages"].value if "stages" in change.value else {}
+    for name, stage in named.items() if isinstance(named, dict) else ():
+        if isinstance(stage.value, dict) and len(stage.value) == 1 and name not in stages:
+            if "objective" not in stage.value:
+                remedy = f"a new one is given whole: --set 'stages.{name}={{objective: ..., ...}}'"
+                known = ", ".join(stages) or "none"
+                raise stage.error(f"there is no such stage; stages: {known}", remedy)
 
 
 def _override(text: str) -> Node:

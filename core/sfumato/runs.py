@@ -248,7 +248,7 @@ def new_folder(path: Path) -> Iterator[None]:
 def _check_empty(path: Path) -> None:
     ours = {claim.FILE, lock.FILE, SETTINGS}  # all that a run has before it has begun
     if path.is_dir() and not {one.name for one in path.iterdir()} <= ours:
-        remedy = "choose another --out, remove it, or continue a run with --resume"
+        remedy = f"choose another --out, remove it, or go on: sfumato train {path} --resume"
         raise ConfigError("is not empty", place=str(path), remedy=remedy)
 
 

@@ -33,7 +33,7 @@ T = TypeVar("T")
 @attrs.frozen
 class Bounds:
     """What validators allow: numbers between `low` and `high`, or one of `choices`, in a list of at
-    least `items`.
+    least `items`, and at most `most_items`.
     """
 
     low: float = -math.inf
@@ -42,6 +42,7 @@ class Bounds:
     high_open: bool = False
     choices: tuple[Any, ...] = ()
     items: int = 0
+    most_items: int | None = None
 
     def __str__(self) -> str:
         if self.choices:
@@ -52,7 +53,8 @@ class Bounds:
         if self.high < math.inf:
             sides.append(f"{'<' if self.high_open else '<='} {self.high:g}")
         if self.items:
-            sides.append(f"at least {self.items} of them")
+            exactly = self.items == self.most_items
+            sides.append(f"{'exactly' if exactly else 'at least'} {self.items} of them")
         return " and ".join(sides)
 
 
@@ -73,6 +75,8 @@ def bounds(field: attrs.Attribute[Any]) -> Bounds:
             found = attrs.evolve(found, choices=tuple(validator.options))
         elif hasattr(validator, "min_length"):
             found = attrs.evolve(found, items=validator.min_length)
+        elif hasattr(validator, "max_length"):
+            found = attrs.evolve(found, most_items=validator.max_length)
     return found
 
 

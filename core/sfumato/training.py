@@ -16,7 +16,7 @@ from sfumato.errors import CheckpointError
 from sfumato.interruption import Interruption
 from sfumato.loop import Loop
 from sfumato.pipeline import Pipeline
-from sfumato.records import TrainEnd
+from sfumato.records import PictureSaved, TrainEnd
 from sfumato.runs import Run, Stored
 from sfumato.saving import Saving
 from sfumato.weak import Weak
@@ -170,7 +170,12 @@ def _steps(loop: Loop, found: Resumption | None, weak: Weak | None) -> Iterator[
 def _evaluated(run: Run, experiment: Experiment, pipeline: Pipeline, step: int) -> dict[str, Any]:
     evaluated, sheet = experiment.evaluation, run.path / "samples" / f"step-{step:08d}.png"
     texts = evaluation.held_out(pipeline, evaluated)
-    output = evaluation.Output(folder=run.path, sheet=sheet, tell=run.update)
+
+    def saved(name: str, path: Path) -> None:
+        picture = PictureSaved(name=name, path=path, step=step)
+        pipeline.watchers.notify("sfumato_on_picture", picture=picture)
+
+    output = evaluation.Output(folder=run.path, sheet=sheet, tell=run.update, saved=saved)
     return evaluation.evaluate(pipeline, evaluated, texts, experiment.seed, output)
 
 

@@ -40,10 +40,11 @@ class Diffusers(Layout):
     """
 
     name = "diffusers"
+    mark = "model_index.json"
 
     def recognises(self, folder: Path) -> bool:
         """By its `model_index.json`."""
-        return (folder / "model_index.json").is_file()
+        return (folder / self.mark).is_file()
 
     def read(self, folder: Path) -> Snapshot:
         """A StableDiffusionPipeline.

@@ -67,11 +67,21 @@ def _adapted(denoiser: nn.Module, lora: LoRA) -> list[Any]:
     except ImportError as error:
         remedy = "pip install 'sfumato[peft]'"
         raise ConfigError("needs peft", place="denoiser lora", remedy=remedy) from error
+    targets = _targets(denoiser, lora.targets)
+    named = {name: module for name, module in denoiser.named_modules() if name in targets}
+    name = min(named, key=lambda name: min(named[name].weight.flatten(1).shape))
+    most = min(named[name].weight.flatten(1).shape)
+    if lora.rank > most:
+        raise ConfigError(
+            f"is {lora.rank}, and the matrix of {name}, which it goes around, has at most {most}",
+            place="lora.rank",
+            remedy=f"use {most} or less: more only repeats itself",
+        )
     config = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=_targets(denoiser, lora.targets),
+        target_modules=targets,
     )
     peft.inject_adapter_in_model(config, denoiser, names.ADAPTER)
     return [module for module in denoiser.modules() if isinstance(module, LoraLayer)]

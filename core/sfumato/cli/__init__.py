@@ -44,9 +44,12 @@ COMMANDS = (
     *(train, plan, sample, evaluate, import_, export, show, plugins, check, new_plugin, lock),
     *(describe, schema, doctor),
 )
+EPILOG = (
+    "Before it: --plugin FILE, --registry FILE. Anywhere: --debug, for the traceback of an error."
+)
 for command in COMMANDS:
     name = command.__name__.rpartition(".")[2]
-    app.command(name.rstrip("_").replace("_", "-"))(command.command)
+    app.command(name.rstrip("_").replace("_", "-"), epilog=EPILOG)(command.command)
 
 
 @app.callback()
@@ -68,7 +71,10 @@ def options(
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs a command; ends with 0, 1 (failed), 2 (bad input) or 130 (interrupted)."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if "--debug" not in arguments:
+    debug = "--debug" in arguments
+    if debug:  # it belongs before the command, and is thought of after it
+        arguments = ["--debug", *(one for one in arguments if one != "--debug")]
+    else:
         warnings.formatwarning = _one_line
     try:
         app(arguments, prog_name="sfumato")
@@ -77,7 +83,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
-        if "--debug" in arguments:
+        if debug:
             raise
         known = isinstance(error, SfumatoError)
         text = str(error) if known else f"{type(error).__name__}: {error}; --debug shows where"

@@ -9,12 +9,31 @@ from typing import TYPE_CHECKING, Annotated
 import attrs
 import typer
 
+from sfumato.errors import ConfigError
+
 if TYPE_CHECKING:
     from sfumato.plugins import Catalogue
     from sfumato.registry import Registry
 
 
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="PATH=VALUE; may be repeated.")]
+def _each_once(overrides: list[str] | None) -> list[str] | None:
+    """Refuses to choose between two values of one path."""
+    given: dict[str, str] = {}
+    for text in overrides or []:
+        path = text.partition("=")[0].strip()
+        if path in given:
+            remedy = "give one of them"
+            raise ConfigError(
+                f"is given twice, first as {given[path]}", place=f"--set {text}", remedy=remedy
+            )
+        given[path] = text
+    return overrides
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="PATH=VALUE; may be repeated.", callback=_each_once),
+]
 
 
 @attrs.frozen

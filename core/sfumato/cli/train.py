@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from sfumato.cli.session import Overrides
+from sfumato.errors import ConfigError
 
 
 def command(
@@ -25,7 +26,10 @@ def command(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with the run in --out, or begin it where none is."),
+        typer.Option(
+            "--resume",
+            help="Go on with the run in --out, or begin it where none is; a run itself goes on.",
+        ),
     ] = False,
     device: Annotated[str | None, typer.Option(help="As torch names it.")] = None,
     locked: Annotated[
@@ -38,7 +42,17 @@ def command(
         from sfumato import lock
 
         lock.check(Path(lock.FILE), catalogue)
-    settings = context.obj.registry().experiment(experiment, overrides or [])
+    registry = context.obj.registry()
+    if resume and out is None and registry.is_run(experiment):
+        if overrides:
+            raise ConfigError(
+                f"what trains on from {experiment} has a run folder of its own",
+                place="--resume",
+                remedy="name it with --out; without --set, the run itself goes on",
+            )
+        out, settings = Path(experiment), registry.recorded(experiment)
+    else:
+        settings = registry.experiment(experiment, overrides or [])
     began = time.monotonic()
     from sfumato.interruption import Interruption, Preempted
     from sfumato.runs import Run, free_path
@@ -55,10 +69,16 @@ def command(
                 pass
     except Preempted as end:
         typer.echo(str(end), err=True)
+        typer.echo(f"Go on: {command_line(context, 'train', out, '--resume')}")
         raise typer.Exit(end.exit_code) from None
     typer.echo(summary(Run.open(out), time.monotonic() - began))
+    typer.echo(f'Try: {command_line(context, "sample", out)} "A PROMPT"')
+
+
+def command_line(context: typer.Context, *arguments: object) -> str:
+    """Another command of ours, with the plugin files of this one."""
     files = [part for file in context.obj.files for part in ("--plugin", str(file))]
-    typer.echo(f'Try: {shlex.join([sys.argv[0], *files, "sample", str(out)])} "A PROMPT"')
+    return shlex.join([sys.argv[0], *files, *map(str, arguments)])
 
 
 def summary(run: Any, seconds: float) -> str:

@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
+from PIL import Image
 
-from sfumato.records import CheckpointSaved, SampleStep, TrainEnd, TrainStart, TrainStep
+from sfumato.records import (
+    CheckpointSaved,
+    PictureSaved,
+    SampleStep,
+    TrainEnd,
+    TrainStart,
+    TrainStep,
+)
 from sfumato.testing.laws import expect, law
 from sfumato.testing.modules import random_state_kept
 from sfumato.watchers import Watchers
@@ -43,6 +51,10 @@ def records(run: Path) -> Iterator[tuple[str, str, Any]]:
         x = torch.linspace(-1, 1, 2 * 3 * 4 * 4).reshape(2, 3, 4, 4)
         drawn = SampleStep(index=index, t=0.5 - index / 2, x=x, x0=x / 2)
         yield "sfumato_on_sample_step", "step", drawn
+    sheet = run / "samples" / "step-00000003.png"
+    sheet.parent.mkdir(exist_ok=True)
+    Image.new("RGB", (8, 4), (255, 0, 0)).save(sheet)
+    yield "sfumato_on_picture", "picture", PictureSaved(name="samples", path=sheet, step=STEPS)
     one = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 2}
     results = {"color_accuracy": one, "guidance": {"4": {"diversity": one}}}
     yield "sfumato_on_train_end", "end", TrainEnd(run=run, stage=None, results=results)
