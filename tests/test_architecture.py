@@ -15,7 +15,7 @@ ORDER = (
     "watchers", "admission", "document", "plugins", "settings", "lock", "experiment", "streaming",
     "checkpoint", "claim", "references", "runs", "layers", "registry", "schema", "trajectory", "compatibility", "engine", "memory",
     "forwards", "compiling", "sampling", "request", "editing", "pictures", "weak", "walk", "pipeline", "exchange", "evaluation", "interruption",
-    "shards", "ranks", "drawing", "evaluations", "bad_examples", "encoded", "batches", "stage", "footprint", "resumption", "saving", "loop", "training", "testing", "cli",
+    "shards", "ranks", "drawing", "evaluations", "bad_examples", "encoded", "batches", "stage", "footprint", "resumption", "saving", "loop", "training", "report", "testing", "cli",
 )  # fmt: skip
 CORE = sorted((ROOT / "core" / "sfumato").rglob("*.py"))
 PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))

@@ -497,6 +497,8 @@ class Study(Component):
     """A question about a trained pipeline, answered with numbers and one picture."""
 
     kind = "study"
+    explains: ClassVar[bool] = False
+    """Whether a report makes it of a run that lacks it: quick, and of interest in every run."""
 
     def check(self, pipeline: Pipeline) -> None:
         """Called before training, on the untrained pipeline.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sfumato import Component, hookimpl
+from sfumato_metrics.explanations import DenoisingPath, GuidanceGeometry, NegativeEffect
+from sfumato_metrics.frontier import Frontier
 from sfumato_metrics.metrics import (
     ClipScore,
     ClipSimilarity,
@@ -38,4 +40,8 @@ def sfumato_components() -> Iterable[type[Component]]:
         ClipSimilarityStudy,
         GuidanceStudy,
         NegativePromptStudy,
+        DenoisingPath,
+        GuidanceGeometry,
+        NegativeEffect,
+        Frontier,
     ]

@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-_DPI = 160
+DPI = 160
 _UNIT = 0.6
 """Inches that one picture of a table is wide: 96 dots, a multiple of 16 and 32 pixels."""
 _GAP = 1 / 16
 """Between pictures, in units. All lengths of a table are multiples of it, so whole dots."""
-_INK, _EDGE, _FRAME = "#222222", "#bbbbbb", "#ff8c00"
+INK, EDGE, _FRAME = "#222222", "#bbbbbb", "#ff8c00"
 
 
 def heat_map(images: Tensor, captions: Sequence[str], cosines: Tensor, title: str) -> Image.Image:
@@ -45,11 +45,11 @@ def heat_map(images: Tensor, captions: Sequence[str], cosines: Tensor, title: st
     rows, columns = cosines.shape
     cell, left, right, top, bottom = 0.35, 3.9, 1.0, 0.85, 0.15  # inches
     width, height = left + columns * cell + right, top + rows * cell + bottom
-    figure = Figure(figsize=(width, height), dpi=_DPI)
+    figure = Figure(figsize=(width, height), dpi=DPI)
     box = (left / width, bottom / height, columns * cell / width, rows * cell / height)
     axes = figure.add_axes(box)
     shown = axes.imshow(cosines.numpy(), cmap="magma", aspect="auto", interpolation="nearest")
-    axes.set_yticks(range(rows), captions, fontsize=8, color=_INK)
+    axes.set_yticks(range(rows), captions, fontsize=8, color=INK)
     axes.set_xticks([])
     axes.tick_params(length=0)
     best = cosines.argmax(dim=0).tolist()
@@ -62,10 +62,10 @@ def heat_map(images: Tensor, captions: Sequence[str], cosines: Tensor, title: st
     strip.axis("off")
     bar = figure.add_axes((1 - (right - 0.2) / width, box[1], 0.15 / width, box[3]))
     figure.colorbar(shown, cax=bar).ax.tick_params(labelsize=8)
-    bar.set_title("cosine", fontsize=8, color=_INK)
+    bar.set_title("cosine", fontsize=8, color=INK)
     heading = f"{title} (rings: the most similar caption)"
-    figure.text(box[0], 1 - 0.2 / height, heading, fontsize=11, va="center", color=_INK)
-    return _rendered(figure)
+    figure.text(box[0], 1 - 0.2 / height, heading, fontsize=11, va="center", color=INK)
+    return rendered(figure)
 
 
 def picture_table(
@@ -92,16 +92,16 @@ def picture_table(
     x = [left + column * (per_cell * pitch + 6 * _GAP) for column in range(len(columns))]
     y = [top + row * pitch + row // together * 4 * _GAP for row in range(len(rows))]
     width, height = x[-1] + per_cell * pitch + 3 * _GAP, y[-1] + pitch + 3 * _GAP
-    figure = Figure(figsize=(width * _UNIT, height * _UNIT), dpi=_DPI)
+    figure = Figure(figsize=(width * _UNIT, height * _UNIT), dpi=DPI)
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.text(4 * _GAP, 6 * _GAP, title, fontsize=12, va="center", color=_INK)
+    axes.text(4 * _GAP, 6 * _GAP, title, fontsize=12, va="center", color=INK)
     for start, label in zip(x, columns, strict=True):
         middle = start + per_cell * pitch / 2
-        axes.text(middle, top - 2 * _GAP, label, fontsize=9, ha="center", va="bottom", color=_INK)
+        axes.text(middle, top - 2 * _GAP, label, fontsize=9, ha="center", va="bottom", color=INK)
     for start, label in zip(y, rows, strict=True):
         text = textwrap.fill(label, 36)
         axes.text(
-            left - _GAP * 3, start + 0.5, text, fontsize=9, ha="right", va="center", color=_INK
+            left - _GAP * 3, start + 0.5, text, fontsize=9, ha="right", va="center", color=INK
         )
     for row, column, k in np.ndindex(*images.shape[:3]):
         corner = (x[column] + k * pitch, y[row])
@@ -110,7 +110,7 @@ def picture_table(
             axes.add_patch(Rectangle(corner, 1, 1, fill=False, ec=_FRAME, lw=2.5))
     axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
     axes.axis("off")
-    return _rendered(figure)
+    return rendered(figure)
 
 
 def _place(axes: Any, image: Tensor, x: float, y: float, side: float) -> None:
@@ -118,10 +118,16 @@ def _place(axes: Any, image: Tensor, x: float, y: float, side: float) -> None:
     pixels = ((image.clamp(-1, 1) + 1) * 127.5 + 0.5).byte().permute(1, 2, 0)
     extent = (x, x + side, y + side, y)
     axes.imshow(pixels.numpy(), extent=extent, interpolation="nearest", aspect="auto")
-    axes.add_patch(Rectangle((x, y), side, side, fill=False, ec=_EDGE, lw=0.5))
+    axes.add_patch(Rectangle((x, y), side, side, fill=False, ec=EDGE, lw=0.5))
 
 
-def _rendered(figure: Any) -> Image.Image:
+def chart(width: float, height: float) -> Any:
+    """A figure of so many inches, whose parts make room for each other."""
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def rendered(figure: Any) -> Image.Image:
+    """A figure as a picture."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -5,7 +5,7 @@ The answers stand in `answering` and their pictures in `figures`, which need tor
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import attrs
 from attrs.validators import deep_iterable, ge, min_len
@@ -33,6 +33,7 @@ class ClipSimilarityStudy(Study):
     """
 
     name = "clip_similarity"
+    explains: ClassVar[bool] = True
 
     count: int = option(32, "number of pictures", ge(2))
 

@@ -19,11 +19,13 @@ from sfumato.cli import (
     doctor,
     evaluate,
     export,
+    frontier,
     import_,
     lock,
     new_plugin,
     plan,
     plugins,
+    report,
     sample,
     schema,
     show,
@@ -41,8 +43,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS = (
-    *(train, plan, sample, evaluate, import_, export, show, plugins, check, new_plugin, lock),
-    *(describe, schema, doctor),
+    *(train, plan, sample, evaluate, frontier, report, import_, export, show, plugins),
+    *(check, new_plugin, lock, describe, schema, doctor),
 )
 EPILOG = (
     "Before it: --plugin FILE, --registry FILE. Anywhere: --debug, for the traceback of an error."
