@@ -1,6 +1,7 @@
 """The studies that explain, against computations by hand, and the frontier with its knee."""
 
 import math
+import shutil
 
 import attrs
 import pytest
@@ -253,10 +254,11 @@ def test_frontier_scales_that_would_share_a_name_are_refused():
     )
 
 
-def test_the_frontier_on_the_command_line(call, small_run):
+def test_the_frontier_on_the_command_line(call, small_run, tmp_path):
+    run = shutil.copytree(small_run, tmp_path / "run")
     code, out, _ = call(
         "frontier",
-        small_run,
+        run,
         "--positive",
         "1,4",
         "--negative",
@@ -267,8 +269,8 @@ def test_the_frontier_on_the_command_line(call, small_run):
         "2",
     )
     table, path = out.rstrip().split("\n\n")
-    assert code == 0 and path == str(small_run / "evaluations" / "frontier" / "frontier.png")
+    assert code == 0 and path == str(run / "evaluations" / "frontier" / "frontier.png")
     header, _, *rows = table.splitlines()
     assert header == "| s_pos | s_neg | alignment | diversity | |"
     assert [row.split("|")[1:3] for row in rows] == [[" 1 ", " 0 "], [" 4 ", " 0 "]]
-    assert (small_run / "evaluations" / "frontier" / "frontier.md").read_text() == table + "\n"
+    assert (run / "evaluations" / "frontier" / "frontier.md").read_text() == table + "\n"
