@@ -1,0 +1,322 @@
+"""A sweep under way: its points as runs, each in a folder of its own, and the tables of all.
+
+    OUT/  NAME/ of each point  logs/NAME.txt  table.csv  table.md
+
+Every point is checked before the first begins. A run is made by our own command, so that a point is
+no more than `sfumato train` with `--set`, `--resume` and `--reuse`: what a point has finished is
+left alone, what was killed goes on, and a stage that points share is trained once. A trained run is
+swept over by `sfumato evaluate` in place of training.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from sfumato import (
+    checkpoint,
+    evaluation,
+    evaluations,
+    jobs,
+    resumption,
+    reuse,
+    settings,
+    summary,
+    sweep,
+)
+from sfumato.errors import CheckpointError, ConfigError, SfumatoError
+from sfumato.interruption import Interruption
+from sfumato.jobs import Executor, Task
+from sfumato.measurements import flat
+from sfumato.pipeline import Pipeline
+from sfumato.registry import Registry
+from sfumato.runs import Run
+from sfumato.summary import Row
+from sfumato.sweep import SEED
+from sfumato.training import rehearse
+
+if TYPE_CHECKING:
+    from sfumato.experiment import Experiment
+
+LOGS, TABLE, PAGE = "logs", "table.csv", "table.md"
+Point = Mapping[str, Any]
+
+
+@attrs.frozen(kw_only=True)
+class Planned:
+    """A point that has passed all checks.
+
+    Attributes:
+        settings: that it varies.
+        seed: of it.
+        task: that makes its run.
+        folder: of the run.
+    """
+
+    settings: Point
+    seed: int
+    task: Task
+    folder: Path
+
+
+@attrs.frozen(kw_only=True)
+class Swept(ABC):
+    """What is swept over.
+
+    Attributes:
+        name: of an experiment, or a run.
+        registry: what names in points mean.
+        out: the folder of the sweep.
+        overrides: of all points, below their own.
+        options: of our command, before its name, such as `--registry FILE`.
+        device: as torch names it.
+    """
+
+    name: str
+    registry: Registry
+    out: Path
+    overrides: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    device: str | None = None
+
+    def planned(self, points: Sequence[Point]) -> list[Planned]:
+        """Checks all points.
+
+        Raises:
+            ConfigError: lists what is wrong with each.
+        """
+        found, errors = [], []
+        for point, name in zip(points, sweep.names(points), strict=True):
+            try:
+                found.append(self._planned(point, name))
+            except SfumatoError as error:
+                errors.append(ConfigError(str(error), place=name))
+        if errors:
+            raise ConfigError.joined(errors)
+        return found
+
+    @abstractmethod
+    def seed(self) -> int:
+        """Of the points that set none."""
+
+    def changed(self, point: Point) -> list[str]:
+        """What a point sets, as `--set` takes it."""
+        return [*self.overrides, *sweep.overrides(point)]
+
+    def task(self, name: str, arguments: Sequence[str], keys: frozenset[str]) -> Task:
+        """Our own command for one point."""
+        device = () if self.device is None else ("--device", self.device)
+        command = jobs.sfumato(*self.options, *arguments, *device)
+        log = self.out / LOGS / f"{name}.txt"
+        return Task(name=name, arguments=command, log=log, keys=keys)
+
+    @abstractmethod
+    def _planned(self, point: Point, name: str) -> Planned:
+        """A point, checked."""
+
+    @abstractmethod
+    def is_complete(self, point: Planned) -> bool:
+        """Whether there is nothing left to do."""
+
+    @abstractmethod
+    def clear(self, point: Planned) -> None:
+        """Makes room for a point that is not complete, as it is about to begin."""
+
+    @abstractmethod
+    def results(self, point: Planned) -> Mapping[str, Any]:
+        """What its run measured, as `run.json` has it; nothing where it has not come to its end."""
+
+
+class Trainings(Swept):
+    """An experiment: each point is trained."""
+
+    def seed(self) -> int:
+        """Of the experiment."""
+        return self.registry.experiment(self.name, self.overrides).seed
+
+    def _planned(self, point: Point, name: str) -> Planned:
+        changes = self.changed(point)
+        experiment = self.registry.experiment(self.name, changes)
+        folder = self.out / name
+        if Run.begun(folder):
+            resumption.check_settings(Run(folder), experiment, self.registry.catalogue)
+        keys = rehearse(experiment, self.registry.catalogue, self.device)
+        arguments = ["train", self.name, *(part for one in changes for part in ("--set", one))]
+        arguments += ["--out", str(folder), "--resume", "--reuse", str(self.out)]
+        task = self.task(name, arguments, frozenset(keys.values()))
+        return Planned(settings=point, seed=experiment.seed, task=task, folder=folder)
+
+    def is_complete(self, point: Planned) -> bool:
+        """Whether the run has ended, and its last checkpoint is whole."""
+        return Run.begun(point.folder) and resumption.is_complete(Run(point.folder))
+
+    def clear(self, point: Planned) -> None:
+        """Nothing: a run goes on from what it has."""
+
+    def results(self, point: Planned) -> Mapping[str, Any]:
+        """Those of the run that is complete."""
+        record = Run(point.folder).record()
+        found: Mapping[str, Any] = record.get("results", {})
+        return found if record.get("status") == "completed" else {}
+
+
+class Evaluations(Swept):
+    """A trained run: each point draws from it with other settings, and is measured."""
+
+    def seed(self) -> int:
+        """Of the run."""
+        return self._settings(()).seed
+
+    def _planned(self, point: Point, name: str) -> Planned:
+        changes = self.changed({key: value for key, value in point.items() if key != SEED})
+        measured, seed = self._settings(changes).evaluation, int(point.get(SEED, self.seed()))
+        pipeline = Pipeline.load(self.name, changes, self.registry, evaluates=True)
+        evaluation.check(pipeline, measured, evaluation.held_out(pipeline, measured))
+        folder = self.out / name
+        self._check(folder, changes, seed)
+        arguments = ["evaluate", self.name, *(part for one in changes for part in ("--set", one))]
+        arguments += ["--seed", str(seed), "--out", str(folder)]
+        task = self.task(name, arguments, frozenset())
+        return Planned(settings=point, seed=seed, task=task, folder=folder)
+
+    def _check(self, folder: Path, changes: Sequence[str], seed: int) -> None:
+        """Raises ConfigError where results are there, and are those of something else."""
+        record = self._record(folder)
+        if not record:
+            return
+        before, now = (settings.plain(self._settings(some)) for some in ((), changes))
+        files = checkpoint.hashes(Run.open(self.name).newest_checkpoint())
+        for what, found, wanted in (
+            ("settings", record["settings"], evaluations.changed(before, now)),
+            ("seed", record["seed"], seed),
+            ("checkpoint", record["checkpoint"]["files"], files),
+        ):
+            if found != wanted:
+                remedy = "choose another --out"
+                raise ConfigError(f"is of another {what}", place=str(folder), remedy=remedy)
+
+    def is_complete(self, point: Planned) -> bool:
+        """Whether there are results: they are written last."""
+        return bool(self.results(point))
+
+    def clear(self, point: Planned) -> None:
+        """Removes what an evaluation that was killed has left: it begins in an empty folder."""
+        if point.folder.is_dir():
+            shutil.rmtree(point.folder)
+
+    def results(self, point: Planned) -> Mapping[str, Any]:
+        """Those of the evaluation."""
+        found: Mapping[str, Any] = self._record(point.folder).get("results", {})
+        return found
+
+    def _settings(self, changes: Sequence[str]) -> Experiment:
+        tree = Run.open(self.name).settings()
+        return self.registry.structure(self.registry.override(tree, changes), self.name)
+
+    def _record(self, folder: Path) -> dict[str, Any]:
+        try:
+            return dict(json.loads((folder / evaluations.RESULTS).read_bytes()))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise CheckpointError("cannot be read", place=str(folder)) from error
+
+
+@attrs.frozen(kw_only=True)
+class Sweeping:
+    """How points become runs.
+
+    Attributes:
+        swept: what is swept over.
+        executor: where runs are made.
+        jobs: how many at once.
+        interruption: asked, runs under way are asked to end, and no other begins.
+        told: what happens, a line at a time.
+    """
+
+    swept: Swept
+    executor: Executor
+    jobs: int
+    interruption: Interruption
+    told: Callable[[str], None]
+
+    def run(self, points: Sequence[Planned], before: Sequence[Planned] = ()) -> list[Row]:
+        """Makes the runs that are not complete, and the tables after each.
+
+        Args:
+            points: to be run.
+            before: those of earlier calls, which stand in the tables too.
+
+        Returns:
+            A row for each of `points`.
+        """
+        out = self.swept.out
+        (out / LOGS).mkdir(parents=True, exist_ok=True)
+        unfinished = [one for one in points if not self.swept.is_complete(one)]
+        for one in unfinished:
+            self.swept.clear(one)
+        left = [one.task for one in unfinished]
+        if len(left) < len(points):
+            self.told(f"{len(points) - len(left)} of {len(points)} points are complete already")
+        codes: dict[str, int] = {}
+
+        def told(task: Task, code: int | None, seconds: float) -> None:
+            if code is None:
+                self.told(f"begins   {task.name}")
+                return
+            codes[task.name] = code
+            self.told(f"{'ends' if code == 0 else 'FAILED':8} {task.name} after {seconds:.0f} s")
+            self.tables([*before, *points], codes)
+
+        jobs.run(left, self.executor, self.jobs, self.interruption, self._available, told)
+        self.tables([*before, *points], codes)
+        return [self._row(one, codes) for one in points]
+
+    def rows(self, points: Sequence[Planned]) -> list[Row]:
+        """What became of points that are not under way."""
+        return [self._row(one, {}) for one in points]
+
+    def tables(self, points: Sequence[Planned], codes: Mapping[str, int]) -> None:
+        """Writes both tables, each whole or not at all."""
+        rows, out = [self._row(one, codes) for one in points], self.swept.out
+        page = summary.page(self.swept.name, rows)
+        for name, text in ((TABLE, summary.table(rows)), (PAGE, page)):
+            temporary = out / f".{name}.{os.getpid()}"
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(out / name)
+
+    def _row(self, point: Planned, codes: Mapping[str, int]) -> Row:
+        try:
+            results = self.swept.results(point)
+        except CheckpointError as error:
+            results, said = {}, str(error)
+        else:
+            said = _said(point.task, codes.get(point.task.name))
+        return Row(
+            name=point.task.name,
+            settings=point.settings,
+            seed=point.seed,
+            status="completed" if results else said,
+            results=flat(results),
+        )
+
+    def _available(self, key: str) -> bool:
+        return reuse.find(self.swept.out, key) is not None
+
+
+def _said(task: Task, code: int | None) -> str:
+    """Why a task has no results, in a line."""
+    if code in (130, 143):
+        return "interrupted; continue with --resume"
+    if not task.log.is_file():
+        return "not run"
+    lines = task.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    return (errors or lines or [f"exit code {code}"])[-1]
