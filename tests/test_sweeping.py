@@ -181,3 +181,32 @@ def test_a_search_runs_its_trials(tmp_path, call):
     assert code == 0
     assert out.count("begins ") == 1
     assert len(lines(tmp_path / "swept")) == 2
+
+
+@pytest.mark.slow
+def test_a_run_is_swept_over_without_training(small_run, call, tmp_path):
+    before = (small_run / "run.json").read_bytes()
+    arguments = ["sweep", small_run, "--sweep", "guidance.scale=1,9", "--out", "swept", *QUICK]
+    code, _, _ = call(*arguments)
+    assert code == 0
+    assert (small_run / "run.json").read_bytes() == before
+    assert not (small_run / "evaluations").exists()
+    one, nine = lines(tmp_path / "swept")
+    assert (one["scale"], nine["scale"], one["status"]) == ("1", "9", "completed")
+    code, out, _ = call(*arguments, "--resume")
+    assert code == 0
+    assert "2 of 2 points are complete already" in out
+    code, _, err = call(*arguments, "--resume", "--set", "sampling.steps=2")
+    assert code == 2
+    assert "scale=1: swept/scale=1: was measured with other settings; choose another --out" in err
+    half = tmp_path / "swept" / "scale=9"
+    (half / "results.json").unlink()  # as a kill leaves it
+    assert call(*arguments, "--resume")[0] == 0
+    assert lines(tmp_path / "swept") == [one, nine]
+
+
+def test_a_wrong_point_of_a_run_is_told_before_anything_is_drawn(small_run, call, tmp_path):
+    code, _, err = call("sweep", small_run, "--sweep", "guidance.scale=1,high", "--out", "swept")
+    assert code == 2
+    assert err.startswith("error: scale=high: --set: guidance.scale: expected number, got the text")
+    assert not (tmp_path / "swept").exists()

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
     from sfumato.engine import Single
     from sfumato.experiment import Experiment, Stage
-    from sfumato.interfaces import Split
     from sfumato.pipeline import Pipeline
     from sfumato.plugins import Catalogue
+    from sfumato.split import Split
 
 COMPUTING = ("accelerate", "datasets", "diffusers", "peft")
 """Distributions that components may compute with, beside those of `runs.versions`."""

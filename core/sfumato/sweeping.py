@@ -195,12 +195,14 @@ class Evaluations(Swept):
         files = checkpoint.hashes(Run.open(self.name).newest_checkpoint())
         for what, found, wanted in (
             ("settings", record["settings"], evaluations.changed(before, now)),
-            ("seed", record["seed"], seed),
-            ("checkpoint", record["checkpoint"]["files"], files),
+            ("noise", record["seed"], seed),
+            ("weights", record["checkpoint"]["files"], files),
         ):
             if found != wanted:
                 remedy = "choose another --out"
-                raise ConfigError(f"is of another {what}", place=str(folder), remedy=remedy)
+                raise ConfigError(
+                    f"was measured with other {what}", place=str(folder), remedy=remedy
+                )
 
     def is_complete(self, point: Planned) -> bool:
         """Whether there are results: they are written last."""
