@@ -111,7 +111,7 @@ def test_points_share_the_stages_that_they_have_in_common(registry_file, call, t
     table, before = lines(tmp_path / "swept"), weights(tmp_path / "swept")
     code, out, _ = call(*arguments, *grid, "--resume")
     assert code == 0
-    assert out.startswith("4 points, 2 at once")
+    assert out.startswith("4 points in swept, 2 at once")
     assert "4 of 4 points are complete already" in out
     assert lines(tmp_path / "swept") == table
     assert runs(tmp_path / "swept") == found

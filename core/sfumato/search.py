@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sfumato.summary import Row
-    from sfumato.sweeping import Planned, Sweeping
+    from sfumato.sweeping import Sweeping
+    from sfumato.swept import Planned
 
 JOURNAL, TRIALS = "optuna.journal", "trials"
 

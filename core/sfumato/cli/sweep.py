@@ -52,34 +52,20 @@ def command(
 ) -> None:
     """Make a run for each point of a sweep, and a table of what they measured."""
     registry = context.obj.registry()
-    from sfumato import claim, references, runs, sweep
+    from sfumato import references
 
     trained = name not in registry.experiments and references.is_run(name)
-    swept = [*(grid or []), *(more or [])]
-    points = sweep.from_arguments(swept, tied or [])
-    if not (swept or tied):
-        points = (None if trained else registry.sweep(name)) or points
-        if points == sweep.Sweep():
-            raise ConfigError(
-                "there is nothing to sweep over",
-                place=name,
-                remedy="give --sweep KEY=VALUE,VALUE, or the experiment a `sweep`",
-            )
+    given = [*(grid or []), *(more or [])], tied or []
+    points = _points(name, *given, None if trained else registry)
     if trials is not None:
         points = attrs.evolve(points, trials=trials)
-    usual = Path("runs") / f"{Path(name).name}-sweep"
-    out = out or (usual if resume else runs.free_path(usual))
-    if not resume and out.is_dir() and any(out.iterdir()):
-        remedy = "choose another --out, or go on with it with --resume"
-        raise ConfigError("is not empty", place=str(out), remedy=remedy)
+    out = _folder(name, out, resume)
+    from sfumato import jobs, sweeping, swept
+    from sfumato.interruption import Interruption
 
-    from sfumato import jobs, sweeping
-    from sfumato.interruption import Interruption, Preempted
-
-    threads = jobs.cores(count)
+    threads, asked = jobs.cores(count), Interruption()
     _use(threads)
-    kind = sweeping.Evaluations if trained else sweeping.Trainings
-    asked = Interruption()
+    kind = swept.Evaluations if trained else swept.Trainings
     process = sweeping.Sweeping(
         swept=kind(
             name=name,
@@ -95,37 +81,73 @@ def command(
         told=typer.echo,
     )
     with asked.handlers():
-        if points.search:
-            rows = _searched(points, process, overrides or [])
-        else:
-            planned = process.swept.planned(points.points())
-            with claim.claimed(out):
-                typer.echo(f"{len(planned)} points, {count} at once, {threads} threads each: {out}")
-                rows = process.run(planned)
+        rows = _searched(points, process) if points.search else _made(points, process)
     typer.echo((out / sweeping.PAGE).read_text(encoding="utf-8"))
     typer.echo(f"Each run is in {out}, all numbers in {out / sweeping.TABLE}.")
+    _end(rows, out / swept.LOGS, asked)
+
+
+def _points(name: str, grid: Sequence[str], tied: Sequence[str], registry: Any) -> Any:
+    """What the command line asks for, else what the experiment says; a run says nothing."""
+    from sfumato import sweep
+
+    if grid or tied:
+        return sweep.from_arguments(grid, tied)
+    points = None if registry is None else registry.sweep(name)
+    if points is None:
+        raise ConfigError(
+            "there is nothing to sweep over",
+            place=name,
+            remedy="give --sweep KEY=VALUE,VALUE, or the experiment a `sweep`",
+        )
+    return points
+
+
+def _folder(name: str, out: Path | None, resume: bool) -> Path:
+    from sfumato import runs
+
+    usual = Path("runs") / f"{Path(name).name}-sweep"
+    out = out or (usual if resume else runs.free_path(usual))
+    if not resume and out.is_dir() and any(out.iterdir()):
+        remedy = "choose another --out, or go on with it with --resume"
+        raise ConfigError("is not empty", place=str(out), remedy=remedy)
+    return out
+
+
+def _made(points: Any, process: Any) -> Any:
+    """The rows of all points; no other sweep makes runs in the folder meanwhile."""
+    from sfumato import claim
+
+    planned = process.swept.planned(points.points())
+    typer.echo(f"{len(planned)} points in {process.swept.out}, {process.jobs} at once")
+    with claim.claimed(process.swept.out):
+        return process.run(planned)
+
+
+def _searched(points: Any, process: Any) -> Any:
+    """The rows of all trials that have ended."""
+    from sfumato import search
+
+    found = search.Search(points, process.swept.out, process.swept.seed())
+    done = search.run(found, process)
+    process.tables(done)
+    typer.echo(found.best())
+    return process.rows(done)
+
+
+def _end(rows: Sequence[Any], logs: Path, asked: Any) -> None:
+    """Ends the command as it was asked to, or, where a point failed, with 1."""
+    from sfumato.interruption import Preempted
+
     try:
-        asked.check(str(out))
+        asked.check(str(logs.parent))
     except Preempted as end:
         typer.echo(str(end), err=True)
         raise typer.Exit(end.exit_code) from None
     if failed := sum(not row.results for row in rows):
-        typer.echo(
-            f"{failed} of {len(rows)} points failed; their output is in {out / 'logs'}", err=True
-        )
+        said = f"{failed} of {len(rows)} points failed; their output is in {logs}"
+        typer.echo(said, err=True)
         raise typer.Exit(1)
-
-
-def _searched(points: Any, process: Any, overrides: Sequence[str]) -> list[Any]:
-    """The rows of all trials that have ended."""
-    from sfumato import search
-
-    seed = process.swept.seed()
-    found = search.Search(points, process.swept.out, seed)
-    done = search.run(found, process)
-    typer.echo(found.best())
-    rows: list[Any] = process.rows(done)
-    return rows
 
 
 def _executor(name: str, out: Path, threads: int, submit: Sequence[str]) -> Any:
