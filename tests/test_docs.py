@@ -26,6 +26,7 @@ import warnings
 
 import attrs
 import pytest
+import typer
 
 import sfumato
 from sfumato import MetricState, Registry, Split, cli, document, modules
@@ -48,6 +49,8 @@ NOT_RUN = (
     "torchrun ",
 )
 """Commands that lead to a state in which a page's folder already is."""
+MINUTES = ("sweep", "reproduce")
+"""Commands that have stories of their own, and of which a page is checked for the arguments alone."""
 SHELL = {"|", ">", "<", "&", "&&", ";"}
 """What would make a line more than one command."""
 RENAMED = (("  small:", "  demo:"), ("from: small", "from: demo"), ("  cosine:", "  demo-cosine:"),
@@ -134,6 +137,9 @@ class Page:
             assert set(arguments) <= set(targets), command
         elif command.startswith("pip install -e "):
             self.install(path / arguments[-1])
+        elif program == "sfumato" and arguments[0] in MINUTES:
+            known = typer.main.get_command(cli.app)
+            known.commands[arguments[0]].make_context(arguments[0], arguments[1:])
         elif program == "sfumato" and not SHELL & set(arguments):
             self.run(command, arguments, output)
         else:

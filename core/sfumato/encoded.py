@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import sfumato
-from sfumato import settings
+from sfumato import content, settings
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.memory import scaled
 from sfumato.records import Batch, TextEmbedding
@@ -212,19 +212,15 @@ class Encoding:
 
 def _key(experiment: Experiment, pipeline: Pipeline, split: Split, stage: Stage) -> str:
     """A hash of all that the answers depend on."""
-    digest = hashlib.sha256()
     encoders = {"text_encoder": pipeline.text_encoder, "autoencoder": pipeline.autoencoder}
     about = {slot: settings.plain(getattr(experiment, slot)) for slot in (*encoders, "data")}
     version = (sfumato.__version__, torch.__version__, stage.precision, experiment.picture_size)
-    told = [about, version, split.fingerprint(), sorted(pipeline.text_encoder.files)]
-    digest.update(json.dumps(told, sort_keys=True, default=str).encode())
-    for name in sorted(pipeline.text_encoder.files):
-        digest.update(hashlib.sha256(pipeline.text_encoder.files[name]).digest())
-    for slot, module in encoders.items():
-        for name, tensor in module.state_dict().items():
-            digest.update(f"{slot}.{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:32]
+    weights = {
+        slot: content.digest(module.state_dict(), getattr(module, "files", None))
+        for slot, module in encoders.items()
+    }
+    told = json.dumps([about, version, split.fingerprint(), weights], sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
 def _free(folder: Path) -> int:

@@ -408,6 +408,9 @@ class Objective(Component):
     in parts; over ranks, `sfumato.gathered` brings the others."""
     looks_at_pictures: ClassVar[bool] = True
     """Whether it needs more of a batch than `Pipeline.encoded` says."""
+    reads: ClassVar[frozenset[str] | None] = None
+    """The slots of the pipeline that change what it does, beside the data; None: any of them may.
+    A finished stage is shared by runs that differ in nothing that it read."""
 
     @property
     def text_dropout(self) -> float | None:

@@ -56,7 +56,7 @@ class Lock:
 def make(catalogue: Catalogue) -> Lock:
     """The lock of what is installed here and now."""
     pins = (
-        Pin(**attrs.asdict(plugin.origin), api=plugin.api, sha256=_digest(plugin))
+        Pin(**attrs.asdict(plugin.origin), api=plugin.api, sha256=digest(plugin.source))
         for plugin in catalogue.plugins
     )
     return Lock(plugins=tuple(pins))
@@ -123,11 +123,10 @@ def _differences(lock: Lock, catalogue: Catalogue) -> Iterator[str]:
     yield from (f"{pin.shown} is new" for key, pin in installed.items() if key not in wanted)
 
 
-def _digest(plugin: Plugin) -> str:
-    """SHA-256 of the lines `HASH  NAME` of its Python files; names are relative and begin with that
-    of the package.
+def digest(source: Path) -> str:
+    """SHA-256 of the lines `HASH  NAME` of the Python files of a package, or of one file; names are
+    relative and begin with that of the package.
     """
-    source = plugin.source
     files = [source] if source.is_file() else source.rglob("*.py")
     named = sorted(
         (file.relative_to(source.parent).as_posix(), file) for file in files if file.is_file()

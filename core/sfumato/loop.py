@@ -23,6 +23,7 @@ from sfumato.interruption import Interruption
 from sfumato.modules import ObjectiveModule
 from sfumato.pipeline import Pipeline
 from sfumato.records import Batch, TrainEnd, TrainStart, TrainStep
+from sfumato.reuse import Shelf
 from sfumato.runs import Run
 from sfumato.saving import Saving
 from sfumato.split import Split
@@ -58,6 +59,7 @@ class Loop:
     trained: Trained | None
     objectives: Mapping[str, ObjectiveModule]
     bad: BadExamples
+    shelf: Shelf
     step: int = 0
 
     def stages(self, found: Resumption | None) -> Iterator[TrainStep]:
@@ -68,7 +70,8 @@ class Loop:
         ):
             if done < end:
                 begun = found if found is not None and found.trained.unfinished else None
-                yield from self._stage(name, stage, begun)
+                if begun is not None or not self.shelf.take(self, name, end):
+                    yield from self._stage(name, stage, begun)
                 found = None
             self.step = end
             self.trained = saving.trained(self.experiment, name, end, self.trained)

@@ -21,6 +21,7 @@ from sfumato.experiment import Experiment, PipelineSettings
 from sfumato.interfaces import KINDS
 from sfumato.layers import Layers
 from sfumato.plugins import Catalogue
+from sfumato.sweep import Sweep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +31,7 @@ VERSION = 1
 
 SLOTS = [name for name in settings.fields(PipelineSettings) if name != "sampling"]
 BODY = [name for name in settings.fields(Experiment) if name not in (*SLOTS, "name")]
+SWEEP = "sweep"
 
 Bodies = list[tuple[Node, dict[str, Node]]]
 """An experiment and those it comes `from`: as written, and its keys."""
@@ -141,6 +143,7 @@ class Registry:
         key, _ = _foundation(self._ancestry(Node(name)))
         if key != "start":
             self.experiment(name)
+        self.sweep(name)
 
     def _component(self, kind: str, entry: Node) -> None:
         if not isinstance(entry.value, dict) or "use" not in entry.value:
@@ -181,6 +184,15 @@ class Registry:
     def recorded(self, run: str) -> Experiment:
         """The experiment that a run folder is of, as it was begun."""
         return self.structure(runs.Run.open(run).settings(), Path(run).name)
+
+    def sweep(self, name: str) -> Sweep | None:
+        """The sweep of an experiment, or of the nearest that it comes `from`; None without one.
+
+        Raises:
+            ConfigError: lists every problem, each with its place.
+        """
+        written = [body[SWEEP] for _, body in self._ancestry(Node(name)) if SWEEP in body]
+        return settings.structure(written[-1], Sweep, self.catalogue) if written else None
 
     def structure(self, tree: Node, name: str) -> Experiment:
         """An experiment from its resolved tree."""
@@ -255,7 +267,7 @@ class Registry:
     def _body(self, written: Node) -> dict[str, Node]:
         errors: list[SfumatoError] = []
         body = _mapping(written, errors)
-        known = ["from", "set", "pipeline", *BODY]
+        known = ["from", "set", "pipeline", SWEEP, *BODY]
         for key in body:
             if key not in known:
                 remedy = "put it under `set`" if key in SLOTS else suggestion(key, known)

@@ -79,7 +79,7 @@ class Run:
                 results={},
                 skipped={},
                 versions=versions(),
-                commit=_commit(),
+                commit=commit(),
             )
         except OSError as error:
             raise ConfigError(f"cannot be written: {error.strerror}", place=str(path)) from error
@@ -346,7 +346,7 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of sfumato's own checkout, `-dirty` where files differ; None where it has none."""
     try:
         _git(

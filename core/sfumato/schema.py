@@ -25,7 +25,8 @@ import attrs
 from sfumato import settings
 from sfumato.experiment import Experiment, PipelineSettings, Stage
 from sfumato.interfaces import KINDS, Component
-from sfumato.registry import BODY, SLOTS, VERSION
+from sfumato.registry import BODY, SLOTS, SWEEP, VERSION
+from sfumato.sweep import Sweep
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -138,6 +139,7 @@ def _experiment() -> Schema:
             "from": inherited,
             "pipeline": {"type": "string", "description": "one of `pipelines`"},
             "set": changes,
+            SWEEP: {**_mapping(settings.fields(Sweep)), "description": _summary(Sweep)},
             **{name: options[name] for name in BODY},
         }
     )

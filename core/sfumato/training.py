@@ -10,13 +10,25 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfumato import checkpoint, claim, compatibility, evaluation, plugins, ranks, resumption, runs
+from sfumato import (
+    checkpoint,
+    claim,
+    compatibility,
+    evaluation,
+    plugins,
+    ranks,
+    resumption,
+    runs,
+    stage_keys,
+)
 from sfumato.bad_examples import BadExamples
+from sfumato.engine import Single
 from sfumato.errors import CheckpointError
 from sfumato.interruption import Interruption
 from sfumato.loop import Loop
 from sfumato.pipeline import Pipeline
 from sfumato.records import PictureSaved, TrainEnd
+from sfumato.reuse import Shelf, noted
 from sfumato.runs import Run, Stored
 from sfumato.saving import Saving
 from sfumato.weak import Weak
@@ -24,7 +36,6 @@ from sfumato.weak import Weak
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sfumato.engine import Single
     from sfumato.experiment import Experiment, Trained
     from sfumato.plugins import Catalogue
     from sfumato.records import TrainStep
@@ -40,6 +51,7 @@ def train(
     catalogue: Catalogue | None = None,
     resume: bool = False,
     interruption: Interruption | None = None,
+    reuse: str | Path | None = None,
 ) -> Iterator[TrainStep]:
     """Trains the stages of an experiment in their order, then evaluates. Under torchrun the ranks
     share out each batch; the first alone writes, tells who watches, and evaluates.
@@ -58,9 +70,11 @@ def train(
             that is whole. Where there is no run yet, it begins; one that is complete stays so.
         interruption: looked at between steps, also those of sampling; asked, it ends the run after
             one checkpoint.
+        reuse: a folder of runs, or a run: a stage that one of them has finished, and that read
+            nothing else than ours will, is taken from there instead of trained, to the same bits.
 
     Yields:
-        Each optimiser step.
+        Each optimiser step that is done here.
 
     Raises:
         ConfigError: the settings or the folder cannot be used; nothing is written.
@@ -73,12 +87,8 @@ def train(
     engine = ranks.engine(device, experiment.parallel)
     usual = Path("runs") / experiment.name
     path = engine.alone(lambda: Path(out) if out else usual if resume else runs.free_path(usual))
-    weak = Weak.find(experiment, catalogue)
-    start = None if experiment.start is None else Stored.find(experiment.start, "start", catalogue)
+    split, start, weak = _checked(experiment, catalogue, engine)
     before = None if start is None else start.trained
-    compatibility.check_training(experiment, None if weak is None else weak.trained, before)
-    split = experiment.given_data().split("train")
-    compatibility.check_batches(experiment, split, engine.ranks)
     with engine.session(), contextlib.ExitStack() as held:
         run, found = Run(path, ours=engine.main), None
         begun = resume and engine.alone(lambda: Run.begun(path))
@@ -92,6 +102,7 @@ def train(
             )
         pipeline = _built(experiment, split, start, weak) if found is None else found.pipeline
         loop = _loop(run, experiment, pipeline, split, engine, interruption, catalogue, before)
+        loop.shelf.folder = None if reuse is None else Path(reuse)
 
         def begin() -> dict[int, str]:
             if begun:
@@ -103,6 +114,7 @@ def train(
                 if start is not None:
                     files = checkpoint.hashes(start.path)
                     run.update(start={"checkpoint": str(start.path), "files": files})
+            loop.shelf.keys = noted(loop, experiment, found.trained.step if found else 0)
             pipeline.watchers = catalogue.watchers()
             for tracker in experiment.trackers:
                 make = functools.partial(tracker.build, path)
@@ -111,6 +123,39 @@ def train(
 
         loop.bad.found = engine.alone(begin)
         yield from _recorded(run, _steps(loop, found, weak))
+
+
+def rehearse(
+    experiment: Experiment, catalogue: Catalogue, device: str | None = None
+) -> dict[str, str]:
+    """Does what `train` does before its first step, in one process, and writes nothing.
+
+    Returns:
+        The content key of each stage.
+
+    Raises:
+        ConfigError: `train` would refuse.
+    """
+    engine = Single(device)
+    split, start, weak = _checked(experiment, catalogue, engine)
+    pipeline, run = _built(experiment, split, start, weak), Run(Path(), ours=False)
+    before = None if start is None else start.trained
+    _loop(run, experiment, pipeline, split, engine, Interruption(), catalogue, before)
+    weights = stage_keys.initial(experiment, pipeline)
+    return stage_keys.keys(experiment, catalogue, split, engine, weights)
+
+
+def _checked(
+    experiment: Experiment, catalogue: Catalogue, engine: Single
+) -> tuple[Split, Stored | None, Weak | None]:
+    """What an experiment, whose settings fit each other, is trained on, and the runs it names."""
+    weak = Weak.find(experiment, catalogue)
+    start = None if experiment.start is None else Stored.find(experiment.start, "start", catalogue)
+    trained = (None if one is None else one.trained for one in (weak, start))
+    compatibility.check_training(experiment, *trained)
+    split = experiment.given_data().split("train")
+    compatibility.check_batches(experiment, split, engine.ranks)
+    return split, start, weak
 
 
 def _built(
@@ -147,10 +192,8 @@ def _loop(
         for name, stage in experiment.stages.items()
     }
     saving = Saving(run, experiment, pipeline, engine, catalogue)
-    bad = BadExamples(split, engine, {})
-    return Loop(
-        run, experiment, pipeline, split, engine, interruption, saving, before, objectives, bad
-    )
+    shared = (run, experiment, pipeline, split, engine, interruption, saving)
+    return Loop(*shared, before, objectives, BadExamples(split, engine, {}), Shelf(None))
 
 
 def _steps(loop: Loop, found: Resumption | None, weak: Weak | None) -> Iterator[TrainStep]:

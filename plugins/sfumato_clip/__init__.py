@@ -234,6 +234,7 @@ class Contrastive(Objective):
     name = "contrastive"
     trains: ClassVar[Literal["text_encoder", "denoiser"]] = "text_encoder"
     compares = True
+    reads = frozenset({"text_encoder"})
 
     merge_equal_captions: bool = option(True, "equal captions of a batch are right answers alike")
 

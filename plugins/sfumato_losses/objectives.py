@@ -38,6 +38,10 @@ class Denoising(Objective):
     name = "denoising"
     trains = "denoiser"
     looks_at_pictures = False
+    reads = frozenset(
+        {"noise_schedule", "text_encoder", "denoiser", "autoencoder"}
+        | {"loss", "loss_weight", "time_sampler"}
+    )
 
     text_dropout: float = option(0.1, "share of texts replaced by the null condition", ge(0), le(1))
     offset_noise: float = option(0.0, "deviation of a channel's own number; 0.1 is usual", ge(0))

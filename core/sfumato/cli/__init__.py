@@ -26,9 +26,11 @@ from sfumato.cli import (
     plan,
     plugins,
     report,
+    reproduce,
     sample,
     schema,
     show,
+    sweep,
     train,
 )
 from sfumato.cli.session import Session
@@ -43,8 +45,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS = (
-    *(train, plan, sample, evaluate, frontier, report, import_, export, show, plugins),
-    *(check, new_plugin, lock, describe, schema, doctor),
+    *(train, sweep, reproduce, plan, sample, evaluate, frontier, report, import_, export, show),
+    *(plugins, check, new_plugin, lock, describe, schema, doctor),
 )
 EPILOG = (
     "Before it: --plugin FILE, --registry FILE. Anywhere: --debug, for the traceback of an error."

@@ -31,6 +31,10 @@ def command(
             help="Go on with the run in --out, or begin it where none is; a run itself goes on.",
         ),
     ] = False,
+    reuse: Annotated[
+        Path | None,
+        typer.Option(help="Runs whose finished stages are taken where they are the same."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="As torch names it.")] = None,
     locked: Annotated[
         bool, typer.Option("--locked", help="Refuse plugins other than those of ./plugins.lock.")
@@ -64,7 +68,13 @@ def command(
     try:
         with asked.handlers():
             for _ in train(
-                settings, out, device=device, catalogue=catalogue, resume=resume, interruption=asked
+                settings,
+                out,
+                device=device,
+                catalogue=catalogue,
+                resume=resume,
+                interruption=asked,
+                reuse=reuse,
             ):
                 pass
     except Preempted as end:
@@ -88,12 +98,17 @@ def summary(run: Any, seconds: float) -> str:
     record = run.record()
     sizes = ", ".join(f"{name} {count:,}" for name, count in record["parameters"].items())
     numbers = ", ".join(f"{name} {one}" for name, one in flat(record["results"]).items())
+    taken = [
+        f" Stage {name} is that of {stage['taken']}."
+        for name, stage in record.get("stages", {}).items()
+        if "taken" in stage
+    ]
     drawn = sorted(path.name for path in run.path.glob("*.png"))
     pictures = (
         f" Pictures, each with its numbers as JSON beside it: {', '.join(drawn)}." if drawn else ""
     )
     return (
         f"\nTrained {record['name']} in {seconds / 60:.1f} minutes (parameters: {sizes}). "
-        f"Measured: {numbers or 'nothing'}.{pictures} All of it is in {run.path}, the numbers in "
-        f"{run.path / 'run.json'}."
+        f"Measured: {numbers or 'nothing'}.{''.join(taken)}{pictures} All of it is in "
+        f"{run.path}, the numbers in {run.path / 'run.json'}."
     )
