@@ -37,6 +37,16 @@ def test_a_run_evaluated_again_gives_its_own_numbers_and_stays_as_it_was(run):
     assert evaluated(run).path.name == "as-trained-2"
 
 
+def test_training_measures_at_the_precision_of_sampling(registry, small_run, tmp_path):
+    overrides = ["sampling.precision=bfloat16", "evaluation.studies=[]"]
+    list(sfumato.train(registry.experiment("small", overrides), tmp_path / "run"))
+    found = json.loads((tmp_path / "run" / "run.json").read_text())["results"]
+    assert found == evaluated(tmp_path / "run").results != {}
+    sheets = [one / "samples" / "step-00000010.png" for one in (tmp_path / "run", small_run)]
+    half, whole = (Image.open(sheet).tobytes() for sheet in sheets)
+    assert half != whole
+
+
 def test_what_is_changed_is_in_the_record_and_the_rest_is_not(run):
     done = evaluated(run, overrides=["guidance.scale=1", "sampler=ddpm"], count=3, seed=8)
     assert done.path.name == "guidance-scale=1-sampler=ddpm"

@@ -13,6 +13,7 @@ from sfumato_data import ImageFolder, Shapes
 from sfumato_metrics import DenoisingPath, Frontier, GuidanceGeometry, NegativeEffect
 from sfumato_metrics.geometry import angle, basis, length, plane
 from sfumato_metrics.knees import front, knee
+from sfumato_metrics.trade_off import Averaged
 from sfumato_metrics.walking import (
     distances_to_the_end,
     half_way,
@@ -274,3 +275,21 @@ def test_the_frontier_on_the_command_line(call, small_run, tmp_path):
     assert header == "| s_pos | s_neg | alignment | diversity | |"
     assert [row.split("|")[1:3] for row in rows] == [[" 1 ", " 0 "], [" 4 ", " 0 "]]
     assert (run / "evaluations" / "frontier" / "frontier.md").read_text() == table + "\n"
+
+
+def test_an_averaged_measurement_is_resampled_and_counted_as_the_one_inside():
+    class Half(sfumato.MetricState):
+        biased = frozenset({"first"})
+
+        def update(self, images, prompts):
+            pass
+
+        def compute(self, rows):
+            return {"first": 0.25, "second": 0.75}
+
+        def counted(self, name, rows):
+            return {"first": 3, "second": 5}[name]
+
+    state = Averaged(Half())
+    assert state.compute(torch.arange(8)) == {"mean": 0.5}
+    assert (state.biased, state.counted("mean", torch.arange(8))) == ({"mean"}, 5)

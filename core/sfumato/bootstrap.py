@@ -5,7 +5,8 @@ out is its interval (the percentile interval of Efron, "Better Bootstrap Confide
 1987). The repeats bias distances between distributions and between pictures; where a metric says so
 (`MetricState.biased`), the interval is moved back by the shift of the resampled mean.
 
-Pictures of one prompt count as independent ones: the interval is that of the prompts at hand.
+A row is a picture with its prompt: the interval is that of other pictures of other such prompts,
+and pictures that share a prompt count as independent ones.
 """
 
 from __future__ import annotations

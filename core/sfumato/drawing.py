@@ -210,9 +210,10 @@ def _drawing(
     order: Order, pipeline: Pipeline, plan: compatibility.Plan, catalogue: Catalogue
 ) -> Drawing:
     run, _ = references.parted(order.run)
+    assert pipeline.checkpoint is not None
     return Drawing(
         run=str(run),
-        checkpoint=_weights(runs.Stored.find(order.run, "", catalogue).path),
+        checkpoint=_weights(pipeline.checkpoint),
         weak=None if pipeline.weak is None else _weights(pipeline.weak.path),
         prompts=order.prompts,
         negative=order.negative,

@@ -23,7 +23,7 @@ from sfumato.errors import ConfigError, cause
 from sfumato.pipeline import Pipeline
 from sfumato.references import parted
 from sfumato.registry import Registry
-from sfumato.runs import Run, Stored
+from sfumato.runs import Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -106,7 +106,7 @@ def evaluate(
         path = engine.alone(lambda: _new_folder(folder, out, overrides))
         record: dict[str, Any] = {
             "run": str(run),
-            "checkpoint": _checkpoint(run, registry),
+            "checkpoint": _checkpoint(pipeline),
             "seed": seed,
             "prompts": _source(prompts, texts),
             "settings": changed(settings.plain(before), settings.plain(now)),
@@ -161,8 +161,9 @@ def _source(prompts: Path | Sequence[str] | None, texts: Sequence[str]) -> dict[
     return {"source": named, "count": len(texts), "sha256": digest}
 
 
-def _checkpoint(run: str | Path, registry: Registry) -> dict[str, Any]:
-    path = Stored.find(run, "", registry.catalogue).path
+def _checkpoint(pipeline: Pipeline) -> dict[str, Any]:
+    path = pipeline.checkpoint
+    assert path is not None
     return {"name": path.name, "files": checkpoint.hashes(path)}
 
 
@@ -195,6 +196,6 @@ def _new_folder(run: Run, out: str | Path | None, overrides: Sequence[str]) -> P
 
 def _write(path: Path, record: Mapping[str, Any]) -> None:
     try:
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        runs.replace(path, json.dumps(record, indent=1) + "\n")
     except OSError as error:
         raise ConfigError(f"cannot be written: {error.strerror}", place=str(path)) from error

@@ -458,7 +458,7 @@ class Tracker(Component):
 class MetricState(ABC):
     """A measurement under way. A picture is known by its row: 0 is the first that was taken in."""
 
-    biased: ClassVar[frozenset[str]] = frozenset()
+    biased: frozenset[str] = frozenset()
     """The numbers that rows which repeat shift, as they do distances between distributions."""
 
     @abstractmethod

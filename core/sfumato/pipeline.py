@@ -49,6 +49,7 @@ class Pipeline:
         text_dropout: the share of texts that the denoiser is trained without; None where unknown.
         schedule: the noise schedule that the denoiser is trained with.
         weak: the weaker model that guidance may ask, or None.
+        checkpoint: whose weights these are; None where they were drawn.
         between_steps: called after each step of sampling; what it raises ends the walk.
         sharing: the ranks that draw together; None for this process alone.
     """
@@ -89,6 +90,7 @@ class Pipeline:
         with _seeded(seed, "denoiser"):
             self.denoiser = settings.denoiser.build(self._space(self.schedule))
         self.weak = weak
+        self.checkpoint: Path | None = None
         if weak is not None:
             with _seeded(seed, "weak"):
                 self._weak_denoiser = weak.build(self._space(weak.trained.noise_schedule))
@@ -168,6 +170,7 @@ class Pipeline:
         schedule = schedule or trained.noise_schedule
         with Undrawn():
             pipeline = cls(settings, files, seed, watchers, schedule, weak)
+        pipeline.checkpoint = path
         pipeline.trained = frozenset(trained.slots)
         pipeline.text_dropout = trained.text_dropout
         for slot, module in pipeline.modules().items():

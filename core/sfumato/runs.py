@@ -121,7 +121,7 @@ class Run:
 
     def _update(self, **facts: Any) -> None:
         text = json.dumps({**self.record(), **facts, "updated": _now()}, indent=1)
-        _replace(self.path / RECORD, text + "\n")
+        replace(self.path / RECORD, text + "\n")
 
     def log(self, numbers: dict[str, Any]) -> None:
         """Appends one line to `metrics.jsonl`.
@@ -149,7 +149,7 @@ class Run:
         """
         lines = [line for line in self.logged() if line["step"] <= step]
         with _writing(self.path / METRICS):
-            _replace(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
+            replace(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
         with _writing(self.path / SETTINGS):
             self.write_settings(experiment, catalogue)
         resumed = {"step": step, "at": _now(), "world_size": ranks}
@@ -176,7 +176,7 @@ class Run:
         """Writes `settings.yaml`, atomically."""
         plain = settings.plain(experiment, catalogue)
         text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-        _replace(self.path / SETTINGS, text)
+        replace(self.path / SETTINGS, text)
 
     def settings(self) -> Node:
         """The resolved settings, as a tree."""
@@ -332,7 +332,7 @@ def _writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     temporary = path.with_name(f".{path.name}")
     try:

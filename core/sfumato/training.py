@@ -10,6 +10,8 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from sfumato import (
     checkpoint,
     claim,
@@ -213,6 +215,7 @@ def _steps(loop: Loop, found: Resumption | None, weak: Weak | None) -> Iterator[
 def _evaluated(run: Run, experiment: Experiment, pipeline: Pipeline, step: int) -> dict[str, Any]:
     evaluated, sheet = experiment.evaluation, run.path / "samples" / f"step-{step:08d}.png"
     texts = evaluation.held_out(pipeline, evaluated)
+    pipeline.to(pipeline.device, getattr(torch, experiment.sampling.precision))
 
     def saved(name: str, path: Path) -> None:
         picture = PictureSaved(name=name, path=path, step=step)

@@ -28,6 +28,7 @@ class Averaged(MetricState):
 
     def __init__(self, inner: MetricState) -> None:
         self._inner = inner
+        self.biased = frozenset({"mean"} if inner.biased else ())
 
     def update(self, images: Tensor, prompts: Sequence[str]) -> None:
         """Hands them on."""
@@ -37,6 +38,10 @@ class Averaged(MetricState):
         """Of the numbers that these rows have."""
         numbers = list(self._inner.compute(rows).values())
         return {"mean": sum(numbers) / len(numbers)} if numbers else {}
+
+    def counted(self, name: str, rows: Tensor) -> int:
+        """The pictures that count for the number for which most do."""
+        return max(self._inner.counted(one, rows) for one in self._inner.compute(rows))
 
 
 def metrics(study: Frontier, pipeline: Pipeline) -> dict[str, Metric]:
