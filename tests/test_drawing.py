@@ -94,6 +94,13 @@ def test_another_prompt_needs_the_run_too(call, png):
     assert (facts("a.png")["seed"], facts("a.png")["negative"]) == (7, ["a blue shape"])
 
 
+def test_another_prompt_without_the_run_is_told_how(call, png):
+    assert call("sample", "a triangle", "--like", png)[::2] == (
+        2, "error: a triangle: is not a run folder: it has no settings.yaml\n"
+        f'name the run before another prompt: sfumato sample RUN "a triangle" --like {png}\n',
+    )  # fmt: skip
+
+
 def test_an_edit_again_and_the_picture_that_went_in(call, run, tmp_path):
     pictures.picture(torch.zeros(3, 16, 16)).save("photo.png")
     arguments = [
@@ -206,6 +213,12 @@ def test_facts_that_were_changed_have_their_place(call, png):
         2, "error: changed.png: checkpoint: 'sha256' is missing; of its manifest, which has the hash of each "
         "file\nchanged.png: seed: expected int, got the text 'seven'\n",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), [("count", 10**9), ("seed", -4), ("steps", 0)])
+def test_what_no_command_could_ask_for_is_refused_in_a_picture_too(call, png, name, value):
+    code, _, said = call("sample", "--like", rewritten(png, **{name: value}))
+    assert code == 2 and said.startswith(f"error: changed.png: {name}: ")
 
 
 def test_other_versions_are_said(call, png):

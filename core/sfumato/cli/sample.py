@@ -9,6 +9,7 @@ import typer
 
 from sfumato.cli.session import Overrides
 from sfumato.errors import ConfigError
+from sfumato.references import is_run
 
 
 def command(
@@ -65,6 +66,12 @@ def command(
     """
     if like is None and not (run and prompts):
         raise ConfigError("expected a run and at least one prompt", remedy="or --like PNG")
+    if like is not None and run and not (prompts or is_run(run)):
+        raise ConfigError(
+            "is not a run folder: it has no settings.yaml",
+            place=run,
+            remedy=f'name the run before another prompt: sfumato sample RUN "{run}" --like {like}',
+        )
     if out is not None and out.suffix.lower() != ".png":
         raise ConfigError("is not a PNG", place=f"--out {out}", remedy="let its name end in .png")
     from sfumato import drawing
