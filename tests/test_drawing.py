@@ -96,7 +96,7 @@ def test_another_prompt_needs_the_run_too(call, png):
 
 def test_another_prompt_without_the_run_is_told_how(call, png):
     assert call("sample", "a triangle", "--like", png)[::2] == (
-        2, "error: a triangle: is not a run folder: it has no settings.yaml\n"
+        2, "error: a triangle: is not a run folder: it has no settings.yaml; "
         f'name the run before another prompt: sfumato sample RUN "a triangle" --like {png}\n',
     )  # fmt: skip
 
