@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 import yaml
 
 from sfumato import Pipeline, runs, stage_keys
@@ -85,10 +86,15 @@ def test_a_stage_whose_objective_does_not_say_what_it_reads_is_shared_by_no_othe
         assert keys(registry, catalogue, override)["denoiser"] != before["denoiser"]
 
 
-def test_other_software_is_another_key(registry, catalogue, monkeypatch):
-    before = keys(registry, catalogue)
+def test_other_software_is_another_key_and_so_is_another_processor(
+    registry, catalogue, monkeypatch
+):
+    found = [keys(registry, catalogue)]
     monkeypatch.setattr(runs, "versions", lambda: {"torch": "0.1"})
-    assert not set(keys(registry, catalogue).values()) & set(before.values())
+    found.append(keys(registry, catalogue))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "ELSE")
+    found.append(keys(registry, catalogue))
+    assert len({key for one in found for key in one.values()}) == 3 * len(found[0])
 
 
 @pytest.mark.parametrize("override", ["noise_schedule=cosine", "guidance.scale=9"])

@@ -138,7 +138,14 @@ class Loop:
         """What the frozen encoders say of all examples, where the stage keeps that."""
         if stage.cache is None:
             return None
-        encoding = Encoding(self.experiment, self.pipeline, self.split, stage, self.engine)
+        encoding = Encoding(
+            self.experiment,
+            self.pipeline,
+            self.split,
+            stage,
+            self.engine,
+            self.saving.catalogue,
+        )
         return self.engine.in_turn(encoding.complete)
 
     def _leave_out(self, under_way: StageRun) -> None:
