@@ -10,6 +10,7 @@ import yaml
 from sfumato import Pipeline, runs, stage_keys
 from sfumato.engine import Single
 from sfumato.registry import Registry
+from sfumato.reuse import Shelf
 from sfumato.training import train
 from sfumato_losses import Denoising
 from small import SMALL
@@ -112,6 +113,16 @@ def test_a_taken_stage_ends_in_the_bits_of_a_trained_one(override, registry, sma
     for fact in ("results", "parameters", "skipped", "initial", "examples", "dropped", "status"):
         assert ours[fact] == theirs[fact], fact
     assert ours["stages"]["clip"]["taken"] == f"{shelf / 'first'}@4"
+
+
+def test_a_shelf_finds_by_key_alone_and_says_what_the_run_did(small_run):
+    stages = record(small_run)["stages"]
+    shelf = Shelf(small_run, {"mine": stages["denoiser"]["key"], "unknown": None})
+    found = shelf.find("mine")
+    assert (found.name, found.last, found.path.name) == ("denoiser", 10, "step-00000010")
+    assert found.counts() == {"parameters": record(small_run)["parameters"]["denoiser"]}
+    assert [line["step"] for line in found.lines(7)] == [2, 3, 4, 5, 6, 7]
+    assert shelf.find("unknown") is shelf.find("other") is Shelf(None, shelf.keys).find("mine")
 
 
 def test_steps_are_counted_anew_where_a_stage_stands_elsewhere(catalogue, small_run, tmp_path):
