@@ -120,6 +120,8 @@ def test_captions_are_said_otherwise_as_often_as_stated_and_each_way_alike():
         dict(zip(shares, (5 / 8, 1 / 8, 1 / 8, 1 / 8), strict=True)), abs=0.06
     )
     assert split.caption(0) == "a dog"
+    prints = [varied(One(said)).fingerprint() for said in (split.phrasings(0), ("a dog", "a cur"))]
+    assert prints[0] != prints[1]
     plain = varied(One(("a dog", "a hound")), templates=("see {}",))
     assert {plain.variation(0, word)[1] for word in WORDS} == {"a dog"} == {*plain.phrasings(0)}
 

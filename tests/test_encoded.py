@@ -1,13 +1,15 @@
 """What encoders say is kept under all that it depends on: never stale, and the same training."""
 
 import json
+from pathlib import Path
 
 import attrs
 import pytest
 import torch
 from PIL import Image
 
-from sfumato import ConfigError, Data, DataError, Pipeline, Split, encoded
+import sfumato
+from sfumato import ConfigError, Data, DataError, Pipeline, Split, encoded, lock
 from sfumato.encoded import Encoding
 from sfumato.engine import Single
 from sfumato.training import train
@@ -86,16 +88,35 @@ def folder_of(registry, cached, *overrides):
     captions = [split.caption(index) for index in range(len(split))]
     pipeline = Pipeline(experiment, experiment.text_encoder.fit(captions), experiment.seed)
     stage = experiment.stages["denoiser"]
-    return Encoding(experiment, pipeline, split, stage, Single("cpu")).folder
+    engine = Single("cpu")
+    return Encoding(experiment, pipeline, split, stage, engine, registry.catalogue).folder
 
 
 @pytest.mark.parametrize(
     "change",
     ["data.seed=7", "data.count=65", "seed=5", "autoencoder=patches", "text_encoder.heads=4",
-     "stages.denoiser.precision=bfloat16"],
+     "stages.denoiser.precision=bfloat16", "stages.denoiser.batch=16"],
 )  # fmt: skip
 def test_whatever_they_depend_on_makes_another_folder(registry, cached, change):
     assert folder_of(registry, cached, change) != folder_of(registry, cached)
+
+
+def source_of(registry, component):
+    offers = registry.catalogue.offers
+    return next(one.plugin.source for one in offers if one.component.name == component)
+
+
+@pytest.mark.parametrize("what", ["core", "clip", "shapes", "unet", "instructions"])
+def test_an_edited_encoder_or_another_processor_makes_another_folder(
+    registry, cached, monkeypatch, what
+):
+    before, digest = folder_of(registry, cached), lock.digest
+    if what == "instructions":
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "ELSE")
+    else:
+        path = Path(sfumato.__file__).parent if what == "core" else source_of(registry, what)
+        monkeypatch.setattr(lock, "digest", lambda source: digest(source) + "e" * (source == path))
+    assert (folder_of(registry, cached) == before) == (what == "unet")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from sfumato import DataError
-from sfumato_data import ImageFolder, OpenMoji
+from sfumato_data import ImageFolder, OpenMoji, openmoji_font
+from sfumato_data.emoji import Emoji, Named
 from sfumato_data.export import export_image_folder
 from sfumato_data.openmoji_font import colored_code_points, draw
 
@@ -95,6 +96,15 @@ def test_example():
     assert caption == split.caption(3)
     image.zero_()
     assert split.example(3)[0].max() == 1
+
+
+def test_the_fingerprint_tells_other_drawings_and_other_words(monkeypatch):
+    said = [("🍎", ("apple",)), ("🍏", ("apple",)), ("🍎", ("apple", "fruit"))]
+    prints = [Emoji([Named(*one)], 16).fingerprint() for one in (*said, said[0])]
+    assert len({*prints}) == 3
+    assert prints[0] == prints[3]
+    monkeypatch.setattr(openmoji_font, "_font", lambda: b"of another release")
+    assert Emoji([Named(*said[0])], 16).fingerprint() not in prints
 
 
 def test_export_gives_the_same_examples_bit_for_bit(tmp_path):

@@ -4,11 +4,13 @@ import json
 import shutil
 
 import pytest
+import torch
 import yaml
 
 from sfumato import Pipeline, runs, stage_keys
 from sfumato.engine import Single
 from sfumato.registry import Registry
+from sfumato.reuse import Shelf
 from sfumato.training import train
 from sfumato_losses import Denoising
 from small import SMALL
@@ -85,10 +87,15 @@ def test_a_stage_whose_objective_does_not_say_what_it_reads_is_shared_by_no_othe
         assert keys(registry, catalogue, override)["denoiser"] != before["denoiser"]
 
 
-def test_other_software_is_another_key(registry, catalogue, monkeypatch):
-    before = keys(registry, catalogue)
+def test_other_software_is_another_key_and_so_is_another_processor(
+    registry, catalogue, monkeypatch
+):
+    found = [keys(registry, catalogue)]
     monkeypatch.setattr(runs, "versions", lambda: {"torch": "0.1"})
-    assert not set(keys(registry, catalogue).values()) & set(before.values())
+    found.append(keys(registry, catalogue))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "ELSE")
+    found.append(keys(registry, catalogue))
+    assert len({key for one in found for key in one.values()}) == 3 * len(found[0])
 
 
 @pytest.mark.parametrize("override", ["noise_schedule=cosine", "guidance.scale=9"])
@@ -106,6 +113,16 @@ def test_a_taken_stage_ends_in_the_bits_of_a_trained_one(override, registry, sma
     for fact in ("results", "parameters", "skipped", "initial", "examples", "dropped", "status"):
         assert ours[fact] == theirs[fact], fact
     assert ours["stages"]["clip"]["taken"] == f"{shelf / 'first'}@4"
+
+
+def test_a_shelf_finds_by_key_alone_and_says_what_the_run_did(small_run):
+    stages = record(small_run)["stages"]
+    shelf = Shelf(small_run, {"mine": stages["denoiser"]["key"], "unknown": None})
+    found = shelf.find("mine")
+    assert (found.name, found.last, found.path.name) == ("denoiser", 10, "step-00000010")
+    assert found.counts() == {"parameters": record(small_run)["parameters"]["denoiser"]}
+    assert [line["step"] for line in found.lines(7)] == [2, 3, 4, 5, 6, 7]
+    assert shelf.find("unknown") is shelf.find("other") is Shelf(None, shelf.keys).find("mine")
 
 
 def test_steps_are_counted_anew_where_a_stage_stands_elsewhere(catalogue, small_run, tmp_path):

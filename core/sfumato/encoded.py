@@ -2,10 +2,12 @@
 
 A stage that trains the denoiser asks autoencoder and text encoder the same things in every epoch.
 With `cache` the answers are computed before its first step, into a folder whose name is a hash of
-all that they depend on: the settings, weights and files of both encoders, the precision, the
-settings of the data and the fingerprint of the split. Where any of it changes there is another
-folder, so nothing stale is ever read; and some answers are computed anew to be compared, so
-that data or encoders that say something else each time are found out.
+all that they depend on, to the bit: the settings, weights and files of both encoders, the precision
+and how many are encoded at once, the settings of the data and the fingerprint of the split, the
+software, sources of plugins too, and the device. Where any of it changes there is another folder,
+so nothing stale is ever read, and what a stage reads is all in its content key; and some answers
+are computed anew to be compared, so that data or encoders that say something else each time are
+found out.
 
     FOLDER/KEY/  latents-00000.safetensors  texts-00000.safetensors ...
 
@@ -29,8 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-import sfumato
-from sfumato import content, settings
+from sfumato import content, settings, stage_keys
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.memory import scaled
 from sfumato.records import Batch, TextEmbedding
@@ -41,13 +42,14 @@ if TYPE_CHECKING:
     from sfumato.engine import Single
     from sfumato.experiment import Experiment, Stage
     from sfumato.pipeline import Pipeline
+    from sfumato.plugins import Catalogue
     from sfumato.split import Split
 
 SHARD = 512
 """Examples, or texts, in one file."""
 TOLERANCE = 0.02
-"""How far an answer may be from the same one computed anew, relative to its largest value: other
-batches and devices round otherwise, in half precision by up to a hundredth."""
+"""How far an answer may be from the same one computed anew, relative to its largest value: among
+other rows it is rounded otherwise, in half precision by up to a hundredth."""
 PARTS = ("tokens", "mask", "pooled")
 
 
@@ -101,11 +103,15 @@ class Encoding:
         split: Split,
         stage: Stage,
         engine: Single,
+        catalogue: Catalogue,
     ) -> None:
         """`stage` says the precision, and how many are encoded at once."""
         self.pipeline, self.split, self.stage, self.engine = pipeline, split, stage, engine
         self.captions = tuple(dict.fromkeys(map(split.caption, range(len(split)))))
-        self.folder = Path(str(stage.cache)).expanduser() / _key(experiment, pipeline, split, stage)
+        read = _read(experiment, pipeline, split, stage, catalogue)
+        told = json.dumps([read, stage_keys.surroundings(engine)], sort_keys=True)
+        key = hashlib.sha256(told.encode()).hexdigest()[:32]
+        self.folder = Path(str(stage.cache)).expanduser() / key
 
     def complete(self) -> Encoded:
         """Computes what is not there yet, and compares some of what is.
@@ -210,17 +216,24 @@ class Encoding:
                 )
 
 
-def _key(experiment: Experiment, pipeline: Pipeline, split: Split, stage: Stage) -> str:
-    """A hash of all that the answers depend on."""
+def _read(
+    experiment: Experiment, pipeline: Pipeline, split: Split, stage: Stage, catalogue: Catalogue
+) -> dict[str, Any]:
+    """All that the answers depend on, beside where they are computed."""
     encoders = {"text_encoder": pipeline.text_encoder, "autoencoder": pipeline.autoencoder}
-    about = {slot: settings.plain(getattr(experiment, slot)) for slot in (*encoders, "data")}
-    version = (sfumato.__version__, torch.__version__, stage.precision, experiment.picture_size)
-    weights = {
-        slot: content.digest(module.state_dict(), getattr(module, "files", None))
-        for slot, module in encoders.items()
+    slots = {slot: getattr(experiment, slot) for slot in (*encoders, "data")}
+    return {
+        "slots": settings.plain(slots, catalogue),
+        "size": experiment.picture_size,
+        "precision": stage.precision,
+        "batch": stage.batch,
+        "data": split.fingerprint(),
+        "weights": {
+            slot: content.digest(module.state_dict(), getattr(module, "files", None))
+            for slot, module in encoders.items()
+        },
+        "sources": stage_keys.sources(slots.values(), catalogue),
     }
-    told = json.dumps([about, version, split.fingerprint(), weights], sort_keys=True, default=str)
-    return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
 def _free(folder: Path) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from sfumato import bad_examples, saving
+from sfumato import bad_examples, checkpoint, reuse, saving, stage_keys
 from sfumato.bad_examples import BadExamples
 from sfumato.batches import Batches
 from sfumato.encoded import Encoded, Encoding
@@ -46,6 +46,7 @@ class Loop:
         trained: what is trained so far; None where nothing is.
         objectives: of each stage.
         bad: examples, as far as they are known.
+        shelf: of stages that need not be trained; only the first rank looks there.
         step: how many steps of the run are done.
     """
 
@@ -70,7 +71,7 @@ class Loop:
         ):
             if done < end:
                 begun = found if found is not None and found.trained.unfinished else None
-                if begun is not None or not self.shelf.take(self, name, end):
+                if begun is not None or not self._taken(name, end):
                     yield from self._stage(name, stage, begun)
                 found = None
             self.step = end
@@ -80,6 +81,42 @@ class Loop:
                 self._save(self.trained)
                 self._notify("sfumato_on_train_end", end=TrainEnd(run=self.run.path, stage=name))
                 self._check()
+
+    def note_keys(self, step: int) -> dict[str, str | None]:
+        """The keys of the stages of a run that stands at `step`, written into its record too.
+
+        They are not known of a run that began before there were any.
+        """
+        before, experiment, catalogue = self.run.record(), self.experiment, self.saving.catalogue
+        weights = before.get("initial") if step else stage_keys.initial(experiment, self.pipeline)
+        if weights is None:
+            return {}
+        keys = stage_keys.keys(experiment, catalogue, self.split, self.engine, weights)
+        ends = dict(zip(experiment.stages, self.saving.ends, strict=True))
+        stages = reuse.recorded(keys, before.get("stages", {}), ends, step)
+        self.run.update(initial=weights, stages=stages, **stage_keys.device(self.engine))
+        return {name: stage["key"] for name, stage in stages.items()}
+
+    def _taken(self, name: str, end: int) -> bool:
+        """Puts the weights that a stage ends in into the pipeline, and its lines into the log, if
+        they are at hand; `end` is the last step of the stage.
+        """
+        found = self.engine.alone(lambda: self.shelf.find(name))
+        if found is None:
+            return False
+        slot = self.experiment.stages[name].objective.trains
+        checkpoint.restore(getattr(self.pipeline, slot), found.weights(slot), str(found.path))
+        lines = found.lines(end)
+        self.bad.add(BadExamples.logged(lines))
+        for line in lines:
+            self.run.log(line)
+        record = self.run.record()
+        taken = {**record["stages"][name], "taken": f"{found.run.path}@{found.last}"}
+        self.run.update(
+            stages={**record["stages"], name: taken},
+            **{fact: {**record[fact], name: count} for fact, count in found.counts().items()},
+        )
+        return True
 
     def _stage(self, name: str, stage: Stage, begun: Resumption | None) -> Iterator[TrainStep]:
         under_way = self._begun(name, stage, begun)
@@ -138,7 +175,14 @@ class Loop:
         """What the frozen encoders say of all examples, where the stage keeps that."""
         if stage.cache is None:
             return None
-        encoding = Encoding(self.experiment, self.pipeline, self.split, stage, self.engine)
+        encoding = Encoding(
+            self.experiment,
+            self.pipeline,
+            self.split,
+            stage,
+            self.engine,
+            self.saving.catalogue,
+        )
         return self.engine.in_turn(encoding.complete)
 
     def _leave_out(self, under_way: StageRun) -> None:

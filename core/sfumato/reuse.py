@@ -1,7 +1,8 @@
 """Stages that another run has finished: found by their content keys, and taken instead of trained.
 
-What is taken are the weights of the slot that the stage trains and the lines of its log; checkpoint
-and record are then written as if it had been trained here. Nothing is taken that does not verify.
+What is taken are the weights of the slot that the stage trains, the lines of its log, and what its
+run says of it; checkpoint and record are then written as if it had been trained here. Nothing is
+taken that does not verify. This module finds and reads; a `Loop` takes.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from sfumato import checkpoint, stage_keys
-from sfumato.bad_examples import BadExamples
+from sfumato import checkpoint
 from sfumato.errors import CheckpointError
 from sfumato.pipeline import MODULES
 from sfumato.runs import RECORD, Run
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
-
-    from sfumato.experiment import Experiment
-    from sfumato.loop import Loop
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -60,45 +57,27 @@ class Finished:
         own = [line for line in self.run.logged() if line["stage"] == self.name]
         return [{**line, "step": line["step"] - self.last + last} for line in own]
 
+    def counts(self) -> dict[str, int]:
+        """What the record of a run counts by stage: its parameters, and the steps left out."""
+        record = self.run.record()
+        counted = {fact: record.get(fact, {}) for fact in ("parameters", "skipped")}
+        return {fact: by[self.name] for fact, by in counted.items() if self.name in by}
 
-@attrs.define(eq=False)
+
+@attrs.frozen(eq=False)
 class Shelf:
     """The runs that a run may take stages from.
 
     Attributes:
         folder: of run folders, or one of them; None where nothing is to be taken.
-        keys: of the stages of our run; None where one is not known. The first rank has them.
+        keys: of the stages of our run; None where one is not known.
     """
 
-    folder: Path | None
+    folder: Path | None = None
     keys: Mapping[str, str | None] = attrs.field(factory=dict)
 
-    def take(self, loop: Loop, name: str, end: int) -> bool:
-        """Puts the weights that a stage ends in into the pipeline, and its lines into the log, if
-        they are at hand; `end` is the last step of the stage.
-        """
-        found = loop.engine.alone(lambda: self._find(name))
-        if found is None:
-            return False
-        slot = loop.experiment.stages[name].objective.trains
-        weights = found.weights(slot)
-        checkpoint.restore(getattr(loop.pipeline, slot), weights, str(found.path))
-        lines = found.lines(end)
-        loop.bad.add(BadExamples.logged(lines))
-        for line in lines:
-            loop.run.log(line)
-        record, theirs = loop.run.record(), found.run.record()
-        taken = {**record["stages"][name], "taken": f"{found.run.path}@{found.last}"}
-        counts = {"parameters": theirs["parameters"][found.name]}
-        if skipped := sum(bool(line.get("skipped")) for line in lines):
-            counts["skipped"] = skipped
-        loop.run.update(
-            stages={**record["stages"], name: taken},
-            **{fact: {**record[fact], name: count} for fact, count in counts.items()},
-        )
-        return True
-
-    def _find(self, name: str) -> Finished | None:
+    def find(self, name: str) -> Finished | None:
+        """The stage of the same key as ours of this name, if it is there and verifies."""
         key = self.keys.get(name)
         found = find(self.folder, key) if self.folder is not None and key is not None else None
         if found is not None:
@@ -108,23 +87,6 @@ class Shelf:
                 warnings.warn(f"stage {name} is trained again: {error}", stacklevel=2)
                 return None
         return found
-
-
-def noted(loop: Loop, experiment: Experiment, step: int) -> dict[str, str | None]:
-    """The keys of the stages of a run that stands at `step`, written into its record.
-
-    They are not known of a run that began before there were any.
-    """
-    run, pipeline, saving = loop.run, loop.pipeline, loop.saving
-    before = run.record()
-    weights = before.get("initial") if step else stage_keys.initial(experiment, pipeline)
-    if weights is None:
-        return {}
-    keys = stage_keys.keys(experiment, saving.catalogue, loop.split, loop.engine, weights)
-    ends = dict(zip(experiment.stages, saving.ends, strict=True))
-    stages = recorded(keys, before.get("stages", {}), ends, step)
-    run.update(initial=weights, stages=stages, **stage_keys.device(loop.engine))
-    return {name: stage["key"] for name, stage in stages.items()}
 
 
 def recorded(

@@ -91,12 +91,12 @@ class Split(ABC):
 
     def fingerprint(self) -> str:
         """Another text wherever examples of the same settings would be others: what is computed
-        from examples is kept under it. By default a hash of all captions, which is enough where
-        the settings alone say what pictures are.
+        from examples is kept under it, and what is trained on them. By default a hash of all
+        phrasings, which is enough where the settings alone say what pictures are.
         """
         digest = hashlib.sha256()
         for index in range(len(self)):
-            digest.update(f"{self.caption(index)}\0".encode())
+            digest.update("\0".join([*self.phrasings(index), "\0"]).encode())
         return digest.hexdigest()
 
     def refuse_outside(self, index: int) -> None:

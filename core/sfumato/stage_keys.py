@@ -1,15 +1,19 @@
-"""The content key of a stage: a hash of all that it reads, so that equal keys mean equal weights.
+"""The content key of a stage: a hash of all that it reads.
 
 A run is a function of settings, seed, data, software, device and world size (see `stage`), and a
 stage of the part of them that its objective reads. Two runs that differ elsewhere, in the guidance,
-say, or for a CLIP in the noise schedule, end this stage in the same weights and the same log, bit
-for bit; so it need not be trained twice.
+say, or for a CLIP in the noise schedule, end this stage in the same weights and the same log; so
+it need not be trained twice.
 
     key(stage) = hash(settings of the stage, and of the slots that its objective reads,
                       the data and its fingerprint, the seed,
                       the weights that those slots had at the first step of the run,
                       the keys of earlier stages that moved one of them,
                       sources, versions, device, threads, ranks)
+
+Equal keys mean equal weights as far as the device computes the same again: a CPU does, where it is
+known by the instructions that torch uses there; on a GPU `compile` and cuDNN may choose kernels by
+timing them, and weights may then differ by what such kernels round otherwise.
 
 Whatever is not known to be equal makes another key: a stage is trained once too often rather than
 taken where it differs.
@@ -31,7 +35,7 @@ from sfumato.experiment import PipelineSettings
 from sfumato.interfaces import Component
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from sfumato.engine import Single
     from sfumato.experiment import Experiment, Stage
@@ -66,7 +70,24 @@ def device(engine: Single) -> dict[str, Any]:
     """What the bits of a result depend on beside settings and software."""
     if engine.device.type == "cuda":
         return {"device": torch.cuda.get_device_name(engine.device)}
-    return {"device": engine.device.type, "threads": torch.get_num_threads()}
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return {"device": f"{engine.device.type} {instructions}", "threads": torch.get_num_threads()}
+
+
+def surroundings(engine: Single) -> dict[str, Any]:
+    """`device`, and the software that computes there beside plugins."""
+    return {
+        "core": lock.digest(Path(__file__).parent),
+        "versions": {**runs.versions(), **_versions()},
+        **device(engine),
+    }
+
+
+def sources(values: Iterable[Any], catalogue: Catalogue) -> list[str]:
+    """A hash of the source of each plugin that has brought one of the components, at any depth."""
+    classes = {cls for value in values for cls in _components(value)}
+    found = {offer.plugin.source for offer in catalogue.offers if offer.component in classes}
+    return sorted(map(lock.digest, found))
 
 
 def keys(
@@ -85,12 +106,10 @@ def keys(
         engine: that it runs on.
         weights: what `initial` said.
     """
-    surroundings = {
-        "core": lock.digest(Path(__file__).parent),
-        "versions": {**runs.versions(), **_versions()},
+    shared = {
+        **surroundings(engine),
         "ranks": engine.ranks,
         "parallel": experiment.parallel,
-        **device(engine),
     }
     data = [settings.plain(experiment.data, catalogue), split.fingerprint()]
     found: dict[str, str] = {}
@@ -106,8 +125,8 @@ def keys(
             "size": experiment.picture_size if "denoiser" in read else None,
             "weights": {slot: weights[slot] for slot in sorted(read & weights.keys())},
             "earlier": [found[one] for one in found if _trains(experiment, one) in read],
-            "sources": _sources([*slots.values(), stage, experiment.data], catalogue),
-            **surroundings,
+            "sources": sources([*slots.values(), stage, experiment.data], catalogue),
+            **shared,
         }
         text = json.dumps(told, sort_keys=True)
         found[name] = hashlib.sha256(text.encode()).hexdigest()
@@ -143,13 +162,6 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _sources(values: list[Any], catalogue: Catalogue) -> list[str]:
-    """A hash of the source of each plugin that has brought one of the components, at any depth."""
-    classes = {cls for value in values for cls in _components(value)}
-    sources = {offer.plugin.source for offer in catalogue.offers if offer.component in classes}
-    return sorted(map(lock.digest, sources))
 
 
 def _components(value: Any) -> Iterator[type[Component]]:

@@ -30,7 +30,7 @@ from sfumato.interruption import Interruption
 from sfumato.loop import Loop
 from sfumato.pipeline import Pipeline
 from sfumato.records import PictureSaved, TrainEnd
-from sfumato.reuse import Shelf, noted
+from sfumato.reuse import Shelf
 from sfumato.runs import Run, Stored
 from sfumato.saving import Saving
 from sfumato.weak import Weak
@@ -104,7 +104,6 @@ def train(
             )
         pipeline = _built(experiment, split, start, weak) if found is None else found.pipeline
         loop = _loop(run, experiment, pipeline, split, engine, interruption, catalogue, before)
-        loop.shelf.folder = None if reuse is None else Path(reuse)
 
         def begin() -> dict[int, str]:
             if begun:
@@ -116,7 +115,8 @@ def train(
                 if start is not None:
                     files = checkpoint.hashes(start.path)
                     run.update(start={"checkpoint": str(start.path), "files": files})
-            loop.shelf.keys = noted(loop, experiment, found.trained.step if found else 0)
+            keys = loop.note_keys(found.trained.step if found else 0)
+            loop.shelf = Shelf(None if reuse is None else Path(reuse), keys)
             pipeline.watchers = catalogue.watchers()
             for tracker in experiment.trackers:
                 make = functools.partial(tracker.build, path)
@@ -195,7 +195,7 @@ def _loop(
     }
     saving = Saving(run, experiment, pipeline, engine, catalogue)
     shared = (run, experiment, pipeline, split, engine, interruption, saving)
-    return Loop(*shared, before, objectives, BadExamples(split, engine, {}), Shelf(None))
+    return Loop(*shared, before, objectives, BadExamples(split, engine, {}), Shelf())
 
 
 def _steps(loop: Loop, found: Resumption | None, weak: Weak | None) -> Iterator[TrainStep]:

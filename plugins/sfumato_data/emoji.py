@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 import attrs
 
 from sfumato import DataError, Split
-from sfumato_data.openmoji_font import colored_code_points, draw, drawn, is_colored, package
+from sfumato_data.openmoji_font import (
+    colored_code_points,
+    draw,
+    drawing_version,
+    drawn,
+    is_colored,
+    package,
+)
 from sfumato_data.pictures import to_tensor
 
 if TYPE_CHECKING:
@@ -75,6 +82,11 @@ class Emoji(Split):
         """The name, other names, and the name with each of the keywords."""
         self.refuse_outside(index)
         return self._emoji[index].phrasings
+
+    def fingerprint(self) -> str:
+        """A hash of phrasings, of code points, and of what draws them."""
+        told = [super().fingerprint(), drawing_version(), *(one.text for one in self._emoji)]
+        return hashlib.sha256("\0".join(told).encode()).hexdigest()
 
 
 def named_by_code_point() -> list[Named]:

