@@ -2,12 +2,14 @@
 
 import csv
 import json
+import shutil
 import time
 
 import pytest
 import yaml
 
 import processes
+from sfumato.swept import Evaluations
 from small import SMALL
 
 QUICK = ["--set", "evaluation.count=4"]
@@ -199,6 +201,7 @@ def test_a_run_is_swept_over_without_training(small_run, call, tmp_path):
     code, _, err = call(*arguments, "--resume", "--set", "sampling.steps=2")
     assert code == 2
     assert "scale=1: swept/scale=1: was measured with other settings; choose another --out" in err
+    assert (tmp_path / "swept" / "table.md").read_text().startswith(f"# {small_run}@10: 2 of 2 runs")
     half = tmp_path / "swept" / "scale=9"
     (half / "results.json").unlink()  # as a kill leaves it
     assert call(*arguments, "--resume")[0] == 0
@@ -210,3 +213,37 @@ def test_a_wrong_point_of_a_run_is_told_before_anything_is_drawn(small_run, call
     assert code == 2
     assert err.startswith("error: scale=high: --set: guidance.scale: expected number, got the text")
     assert not (tmp_path / "swept").exists()
+
+
+def test_all_points_draw_from_one_checkpoint(small_run, registry, tmp_path):
+    """RUN is RUN@STEP from the start, and an earlier one may be named."""
+    points = [{"guidance.scale": 1}, {"guidance.scale": 2}]
+    for name, step in ((str(small_run), 10), (f"{small_run}@4", 4)):
+        swept = Evaluations(name=name, registry=registry, out=tmp_path / "swept")
+        drawn = {point.task.arguments[4] for point in swept.planned(points)}
+        assert drawn == {f"{small_run}@{step}"}
+
+
+def test_what_an_evaluation_has_not_written_is_never_removed(small_run, call, tmp_path):
+    """Neither in its own folder, nor in that of a sweep of trainings, which is another."""
+    for out in ("runs/run-evaluations", "runs/run-sweep"):
+        trained = shutil.copytree(small_run, tmp_path / out / "scale=1")
+        given = ["--out", out] if out == "runs/run-sweep" else []
+        for _ in range(2):
+            code, _, err = call("sweep", small_run, "guidance.scale=1,2", "--resume", *given)
+            said = "holds what no evaluation has written; choose another --out"
+            assert (code, err) == (2, f"error: scale=1: {out}/scale=1: {said}\n")
+            assert (trained / "checkpoints" / "step-00000010" / "manifest.json").is_file()
+            (trained / "run.json").unlink(missing_ok=True)  # then it is no run, and still not ours
+
+
+def test_a_run_with_nothing_to_measure_is_told_before_anything_is_drawn(small_run, call):
+    code, _, err = call(
+        *("sweep", small_run, "--sweep", "guidance.scale=1,2", "--out", "swept"),
+        *("--set", "evaluation.metrics=[]", "--set", "evaluation.studies=[]"),
+    )
+    assert code == 2
+    assert err.splitlines()[0] == (
+        "error: scale=1: evaluation: nothing is to be measured; name metrics or studies, such as "
+        "--set evaluation.metrics=[shape_accuracy]"
+    )

@@ -36,7 +36,10 @@ def command(
     count: Annotated[int, typer.Option("--jobs", min=1, help="Processes at once.")] = 1,
     out: Annotated[
         Path | None,
-        typer.Option(help="Its folder; by default runs/NAME-sweep, or the next that is free."),
+        typer.Option(
+            help="Its folder; by default runs/NAME-sweep, of a run runs/NAME-evaluations, or the "
+            "next that is free."
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the sweep in --out: do what is not done.")
@@ -59,7 +62,7 @@ def command(
     points = _points(name, *given, None if trained else registry)
     if trials is not None:
         points = attrs.evolve(points, trials=trials)
-    out = _folder(name, out, resume)
+    out = _folder(name, out, resume, trained)
     from sfumato import jobs, sweeping, swept
     from sfumato.interruption import Interruption
 
@@ -103,10 +106,11 @@ def _points(name: str, grid: Sequence[str], tied: Sequence[str], registry: Any) 
     return points
 
 
-def _folder(name: str, out: Path | None, resume: bool) -> Path:
+def _folder(name: str, out: Path | None, resume: bool, trained: bool) -> Path:
+    """That of a run is another: its points are called as those of the experiment are."""
     from sfumato import runs
 
-    usual = Path("runs") / f"{Path(name).name}-sweep"
+    usual = Path("runs") / f"{Path(name).name}-{'evaluations' if trained else 'sweep'}"
     out = out or (usual if resume else runs.free_path(usual))
     if not resume and out.is_dir() and any(out.iterdir()):
         remedy = "choose another --out, or go on with it with --resume"
