@@ -119,7 +119,7 @@ class Search:
             return
         self.study.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)
         for row in rows:
-            if row.results:
+            if row.complete:
                 remedy = suggestion(number, row.results)
                 raise ConfigError(f"no number is named {number!r}", place="sweep", remedy=remedy)
 
@@ -172,7 +172,7 @@ def run(search: Search, sweeping: Sweeping) -> list[Planned]:
             for trial in trials:
                 own = [next(rows) for _ in under_way[trial.number]]
                 ended = sweeping.interruption.signal is None
-                if ended or all(row.results for row in own):
+                if ended or all(row.complete for row in own):
                     search.tell(trial, own)
                     done += under_way[trial.number]
     return done

@@ -11,6 +11,7 @@ swept over by `sfumato evaluate` in place of training.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 
 import attrs
@@ -66,6 +67,7 @@ class Sweeping:
 
         def told(task: Task, code: int | None, seconds: float) -> None:
             if code is None:
+                _begin(task)
                 self.told(f"begins   {task.name}")
                 return
             codes[task.name] = code
@@ -88,7 +90,7 @@ class Sweeping:
             codes: exit codes, by name, of those that have just ended.
         """
         rows, out = [self._row(one, codes or {}) for one in points], self.swept.out
-        page = summary.page(self.swept.name, rows)
+        page = summary.page(self.swept.name, rows, trained=self.swept.trains)
         for name, text in ((TABLE, summary.table(rows)), (PAGE, page)):
             temporary = out / f".{name}.{os.getpid()}"
             temporary.write_text(text, encoding="utf-8")
@@ -96,29 +98,41 @@ class Sweeping:
 
     def _row(self, point: Planned, codes: Mapping[str, int]) -> Row:
         try:
-            results = self.swept.results(point)
+            results, said = self.swept.results(point), None
         except CheckpointError as error:
-            results, said = {}, str(error)
-        else:
-            said = _said(point.task, codes.get(point.task.name))
+            results, said = None, str(error)
+        complete = results is not None
         return Row(
             name=point.task.name,
             settings=point.settings,
             seed=point.seed,
-            status="completed" if results else said,
-            results=flat(results),
+            status="completed" if complete else said or _said(point.task, codes),
+            complete=complete,
+            results=flat(results or {}),
         )
 
     def _available(self, key: str) -> bool:
         return reuse.find(self.swept.out, key) is not None
 
 
-def _said(task: Task, code: int | None) -> str:
-    """Why a task has no results, in a line."""
+def _begin(task: Task) -> None:
+    """Parts this attempt from earlier ones in the log."""
+    with task.log.open("a", encoding="utf-8") as log:
+        log.write(f"{_command(task)}\n")
+
+
+def _command(task: Task) -> str:
+    return f"$ {shlex.join(task.arguments)}"
+
+
+def _said(task: Task, codes: Mapping[str, int]) -> str:
+    """Why a task has not come to its end, in a line: the last error of its last attempt."""
+    code = codes.get(task.name)
     if code in (130, 143):
         return "interrupted; continue with --resume"
     if not task.log.is_file():
         return "not run"
-    lines = task.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    text = task.log.read_text(encoding="utf-8", errors="replace")
+    lines = text.rpartition(f"{_command(task)}\n")[2].splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
-    return (errors or lines or [f"exit code {code}"])[-1]
+    return (errors or lines or ["not known" if code is None else f"exit code {code}"])[-1]

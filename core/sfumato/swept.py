@@ -10,7 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
@@ -59,7 +59,10 @@ class Swept(ABC):
         overrides: of all points, below their own.
         options: of our command, before its name, such as `--registry FILE`.
         device: as torch names it.
+        trains: whether points are trained.
     """
+
+    trains: ClassVar[bool]
 
     name: str
     registry: Registry
@@ -119,6 +122,8 @@ class Swept(ABC):
 class Trainings(Swept):
     """An experiment: each point is trained."""
 
+    trains = True
+
     def seed(self) -> int:
         """Of the experiment."""
         return self.registry.experiment(self.name, self.overrides).seed
@@ -165,6 +170,8 @@ class Evaluations(Swept):
     Attributes:
         name: RUN@STEP; of a RUN its newest checkpoint.
     """
+
+    trains = False
 
     name: str = attrs.field(converter=_pinned)
 

@@ -148,7 +148,7 @@ def _end(rows: Sequence[Any], logs: Path, asked: Any) -> None:
     except Preempted as end:
         typer.echo(str(end), err=True)
         raise typer.Exit(end.exit_code) from None
-    if failed := sum(not row.results for row in rows):
+    if failed := sum(not row.complete for row in rows):
         said = f"{failed} of {len(rows)} points failed; their output is in {logs}"
         typer.echo(said, err=True)
         raise typer.Exit(1)
