@@ -76,27 +76,43 @@ class Search:
     def taken(self, most: int, held: contextlib.ExitStack) -> list[Trial]:
         """Up to `most` trials for this process, as long as it holds them: those that nobody works
         at any more, then new ones; none where all are done or in other hands.
+
+        One process at a time chooses: what it proposes, and how many there are, is then seen by the
+        next, and nobody takes over a trial that is about to be claimed.
         """
         found: list[Trial] = []
-        states = self.optuna.trial.TrialState
-        for frozen in self.study.get_trials(deepcopy=False, states=[states.RUNNING]):
-            if len(found) < most:
-                with contextlib.suppress(ConfigError):  # another process has it
-                    held.enter_context(claim.claimed(self.out / TRIALS / str(frozen.number)))
-                    found.append(self._trial(frozen))
-        while len(found) < most and len(self.study.get_trials(deepcopy=False)) < self.sweep.trials:
-            begun = len(self.study.get_trials(deepcopy=False))
-            # Made anew for each trial, it has no state that a resumed search would lack.
-            self.study.sampler = self.optuna.samplers.TPESampler(seed=self.seed + begun)
-            asked = self.study.ask({key: self._range(key) for key in self.sweep.search})
-            held.enter_context(claim.claimed(self.out / TRIALS / str(asked.number)))
-            found.append(self._trial(asked))
+        with claim.claimed(self.out / TRIALS, wait=True):
+            for frozen in self._trials():
+                if len(found) < most and not frozen.state.is_finished():
+                    if self._hold(frozen.number, held):
+                        found.append(self._trial(frozen))
+            while len(found) < most and (begun := len(self._trials())) < self.sweep.trials:
+                # Made anew for each trial, it has no state that a resumed search would lack.
+                self.study.sampler = self.optuna.samplers.TPESampler(seed=self.seed + begun)
+                asked = self.study.ask({key: self._range(key) for key in self.sweep.search})
+                held.enter_context(claim.claimed(self.out / TRIALS / str(asked.number)))
+                found.append(self._trial(asked))
         return found
+
+    def _hold(self, number: int, held: contextlib.ExitStack) -> bool:
+        """Whether a trial is this process's now: no other one has it, or has ended it meanwhile."""
+        with contextlib.ExitStack() as own:
+            try:
+                own.enter_context(claim.claimed(self.out / TRIALS / str(number)))
+            except ConfigError:
+                return False
+            if self._trials()[number].state.is_finished():
+                return False
+            held.enter_context(own.pop_all())
+            return True
+
+    def _trials(self) -> list[Any]:
+        """All, as the journal has them now, by their numbers."""
+        return self.study.get_trials(deepcopy=False)
 
     def finished(self) -> list[Trial]:
         """The trials that have ended, in their order."""
-        ended = self.study.get_trials(deepcopy=False)
-        return [self._trial(frozen) for frozen in ended if frozen.state.is_finished()]
+        return [self._trial(frozen) for frozen in self._trials() if frozen.state.is_finished()]
 
     def points(self, trial: Trial) -> list[dict[str, Any]]:
         """The points whose mean a trial is."""
