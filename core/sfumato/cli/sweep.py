@@ -169,7 +169,7 @@ def _executor(name: str, out: Path, threads: int, submit: Sequence[str]) -> Any:
         options[key] = document.read(value, f"--submit {text}", lines=False).plain()
     if name == "processes":
         return jobs.Processes(threads)
-    return jobs.Submitit(out / "submitit", {"cpus_per_task": threads, **options})
+    return jobs.Submitit(out / "submitit", threads, options)
 
 
 def _use(threads: int) -> None:
