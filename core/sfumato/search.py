@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sfumato.summary import Row
-    from sfumato.sweeping import Sweeping
-    from sfumato.swept import Planned
+    from sfumato.sweep_runner import Runner
+    from sfumato.sweep_targets import Planned
 
 JOURNAL, TRIALS = "optuna.journal", "trials"
 
@@ -170,34 +170,34 @@ class Search:
         return self.optuna.distributions.FloatDistribution(low, high, one.log, one.step)
 
 
-def run(search: Search, sweeping: Sweeping) -> list[Planned]:
+def run(search: Search, runner: Runner) -> list[Planned]:
     """Works at trials until all are done, or in other hands, or it is asked to end.
 
     Returns:
         The points of all trials that have ended.
     """
-    done = [one for trial in search.finished() for one in _planned(search, sweeping, trial)]
+    done = [one for trial in search.finished() for one in _planned(search, runner, trial)]
     each = len(search.sweep.points())
-    while sweeping.interruption.signal is None:
+    while runner.interruption.signal is None:
         with contextlib.ExitStack() as held:
-            trials = search.taken(max(sweeping.jobs // each, 1), held)
+            trials = search.taken(max(runner.jobs // each, 1), held)
             if not trials:
                 break
-            under_way = {trial.number: _planned(search, sweeping, trial) for trial in trials}
-            rows = iter(sweeping.run([one for some in under_way.values() for one in some], done))
+            under_way = {trial.number: _planned(search, runner, trial) for trial in trials}
+            rows = iter(runner.run([one for some in under_way.values() for one in some], done))
             for trial in trials:
                 own = [next(rows) for _ in under_way[trial.number]]
-                ended = sweeping.interruption.signal is None
+                ended = runner.interruption.signal is None
                 if ended or all(row.complete for row in own):
                     search.tell(trial, own)
                     done += under_way[trial.number]
     return done
 
 
-def _planned(search: Search, sweeping: Sweeping, trial: Trial) -> list[Planned]:
+def _planned(search: Search, runner: Runner, trial: Trial) -> list[Planned]:
     """The points of a trial; none where its values are refused, which makes it fail."""
     try:
-        return sweeping.swept.planned(search.points(trial))
+        return runner.target.planned(search.points(trial))
     except ConfigError as error:
-        sweeping.told(f"trial {trial.number} is refused: {error}")
+        runner.told(f"trial {trial.number} is refused: {error}")
         return []

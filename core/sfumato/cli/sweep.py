@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import attrs
 import typer
 
-from sfumato.cli.session import Overrides
+from sfumato.cli.session import Overrides, Session
 from sfumato.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sfumato.interruption import Interruption
+    from sfumato.jobs import Executor
+    from sfumato.registry import Registry
+    from sfumato.summary import Row
+    from sfumato.sweep import Sweep
+    from sfumato.sweep_runner import Runner
 
 
 def command(
@@ -63,14 +72,14 @@ def command(
     if trials is not None:
         points = attrs.evolve(points, trials=trials)
     out = _folder(name, out, resume, trained)
-    from sfumato import jobs, sweeping, swept
+    from sfumato import jobs, sweep_runner, sweep_targets
     from sfumato.interruption import Interruption
 
     threads, asked = jobs.cores(count), Interruption()
     _use(threads)
-    kind = swept.Evaluations if trained else swept.Trainings
-    process = sweeping.Sweeping(
-        swept=kind(
+    kind = sweep_targets.Evaluations if trained else sweep_targets.Trainings
+    runner = sweep_runner.Runner(
+        target=kind(
             name=name,
             registry=registry,
             out=out,
@@ -84,13 +93,15 @@ def command(
         told=typer.echo,
     )
     with asked.handlers():
-        rows = _searched(points, process) if points.search else _made(points, process)
-    typer.echo((out / sweeping.PAGE).read_text(encoding="utf-8"))
-    typer.echo(f"Each run is in {out}, all numbers in {out / sweeping.TABLE}.")
-    _end(rows, out / swept.LOGS, asked)
+        rows = _searched(points, runner) if points.search else _made(points, runner)
+    typer.echo((out / sweep_runner.PAGE).read_text(encoding="utf-8"))
+    typer.echo(f"Each run is in {out}, all numbers in {out / sweep_runner.TABLE}.")
+    _end(rows, out / sweep_targets.LOGS, asked)
 
 
-def _points(name: str, grid: Sequence[str], tied: Sequence[str], registry: Any) -> Any:
+def _points(
+    name: str, grid: Sequence[str], tied: Sequence[str], registry: Registry | None
+) -> Sweep:
     """What the command line asks for, else what the experiment says; a run says nothing."""
     from sfumato import sweep
 
@@ -118,28 +129,28 @@ def _folder(name: str, out: Path | None, resume: bool, trained: bool) -> Path:
     return out
 
 
-def _made(points: Any, process: Any) -> Any:
+def _made(points: Sweep, runner: Runner) -> list[Row]:
     """The rows of all points; no other sweep makes runs in the folder meanwhile."""
     from sfumato import claim
 
-    planned = process.swept.planned(points.points())
-    typer.echo(f"{len(planned)} points in {process.swept.out}, {process.jobs} at once")
-    with claim.claimed(process.swept.out):
-        return process.run(planned)
+    planned = runner.target.planned(points.points())
+    typer.echo(f"{len(planned)} points in {runner.target.out}, {runner.jobs} at once")
+    with claim.claimed(runner.target.out):
+        return runner.run(planned)
 
 
-def _searched(points: Any, process: Any) -> Any:
+def _searched(points: Sweep, runner: Runner) -> list[Row]:
     """The rows of all trials that have ended."""
     from sfumato import search
 
-    found = search.Search(points, process.swept.out, process.swept.seed())
-    done = search.run(found, process)
-    process.tables(done)
+    found = search.Search(points, runner.target.out, runner.target.seed())
+    done = search.run(found, runner)
+    runner.tables(done)
     typer.echo(found.best())
-    return process.rows(done)
+    return runner.rows(done)
 
 
-def _end(rows: Sequence[Any], logs: Path, asked: Any) -> None:
+def _end(rows: Sequence[Row], logs: Path, asked: Interruption) -> None:
     """Ends the command as it was asked to, or, where a point failed, with 1."""
     from sfumato.interruption import Preempted
 
@@ -154,7 +165,7 @@ def _end(rows: Sequence[Any], logs: Path, asked: Any) -> None:
         raise typer.Exit(1)
 
 
-def _executor(name: str, out: Path, threads: int, submit: Sequence[str]) -> Any:
+def _executor(name: str, out: Path, threads: int, submit: Sequence[str]) -> Executor:
     from sfumato import document, jobs
 
     if name not in ("processes", "submitit"):
@@ -179,7 +190,7 @@ def _use(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _options(session: Any) -> tuple[str, ...]:
+def _options(session: Session) -> tuple[str, ...]:
     """What stands before the command."""
     found = [part for file in session.files for part in ("--plugin", str(file))]
     if session.registry_path is not None:

@@ -22,24 +22,24 @@ from sfumato.interruption import Interruption
 from sfumato.jobs import Executor, Task
 from sfumato.measurements import flat
 from sfumato.summary import Row
-from sfumato.swept import LOGS, Planned, Swept
+from sfumato.sweep_targets import LOGS, Planned, Target
 
 TABLE, PAGE = "table.csv", "table.md"
 
 
 @attrs.frozen(kw_only=True)
-class Sweeping:
+class Runner:
     """How points become runs.
 
     Attributes:
-        swept: what is swept over.
+        target: what is swept over.
         executor: where runs are made.
         jobs: how many at once.
         interruption: asked, runs under way are asked to end, and no other begins.
         told: what happens, a line at a time.
     """
 
-    swept: Swept
+    target: Target
     executor: Executor
     jobs: int
     interruption: Interruption
@@ -55,11 +55,11 @@ class Sweeping:
         Returns:
             A row for each of `points`.
         """
-        out = self.swept.out
+        out = self.target.out
         (out / LOGS).mkdir(parents=True, exist_ok=True)
-        unfinished = [one for one in points if not self.swept.is_complete(one)]
+        unfinished = [one for one in points if not self.target.is_complete(one)]
         for one in unfinished:
-            self.swept.clear(one)
+            self.target.clear(one)
         left = [one.task for one in unfinished]
         if len(left) < len(points):
             self.told(f"{len(points) - len(left)} of {len(points)} points are complete already")
@@ -89,8 +89,8 @@ class Sweeping:
             points: a row each.
             codes: exit codes, by name, of those that have just ended.
         """
-        rows, out = [self._row(one, codes or {}) for one in points], self.swept.out
-        page = summary.page(self.swept.name, rows, trained=self.swept.trains)
+        rows, out = [self._row(one, codes or {}) for one in points], self.target.out
+        page = summary.page(self.target.name, rows, trained=self.target.trains)
         for name, text in ((TABLE, summary.table(rows)), (PAGE, page)):
             temporary = out / f".{name}.{os.getpid()}"
             temporary.write_text(text, encoding="utf-8")
@@ -98,7 +98,7 @@ class Sweeping:
 
     def _row(self, point: Planned, codes: Mapping[str, int]) -> Row:
         try:
-            results, said = self.swept.results(point), None
+            results, said = self.target.results(point), None
         except CheckpointError as error:
             results, said = None, str(error)
         complete = results is not None
@@ -112,7 +112,7 @@ class Sweeping:
         )
 
     def _available(self, key: str) -> bool:
-        return reuse.find(self.swept.out, key) is not None
+        return reuse.find(self.target.out, key) is not None
 
 
 def _begin(task: Task) -> None:

@@ -12,8 +12,8 @@ import yaml
 import processes
 from sfumato.interruption import Interruption
 from sfumato.jobs import Processes, Task
-from sfumato.sweeping import Sweeping
-from sfumato.swept import Evaluations, Planned, Trainings
+from sfumato.sweep_runner import Runner
+from sfumato.sweep_targets import Evaluations, Planned, Trainings
 from small import SMALL
 
 QUICK = ["--set", "evaluation.count=4"]
@@ -161,16 +161,16 @@ class Failing(Trainings):
 
 
 def test_why_a_point_has_failed_is_told_of_its_last_attempt(registry, tmp_path):
-    swept = Failing(name="small", registry=registry, out=tmp_path)
+    target = Failing(name="small", registry=registry, out=tmp_path)
     for said in ("error: boom", "Killed"):
-        sweeping = Sweeping(
-            swept=swept,
+        runner = Runner(
+            target=target,
             executor=Processes(1),
             jobs=1,
             interruption=Interruption(),
             told=lambda line: None,
         )
-        (row,) = sweeping.run(swept.planned([{"seed": 0}]))
+        (row,) = runner.run(target.planned([{"seed": 0}]))
         assert (row.status, row.complete) == (said, False)
     assert "error: boom" in (tmp_path / "logs" / "seed=0.txt").read_text()
 
@@ -259,8 +259,8 @@ def test_all_points_draw_from_one_checkpoint(small_run, registry, tmp_path):
     """RUN is RUN@STEP from the start, and an earlier one may be named."""
     points = [{"guidance.scale": 1}, {"guidance.scale": 2}]
     for name, step in ((str(small_run), 10), (f"{small_run}@4", 4)):
-        swept = Evaluations(name=name, registry=registry, out=tmp_path / "swept")
-        drawn = {point.task.arguments[4] for point in swept.planned(points)}
+        target = Evaluations(name=name, registry=registry, out=tmp_path / "swept")
+        drawn = {point.task.arguments[4] for point in target.planned(points)}
         assert drawn == {f"{small_run}@{step}"}
 
 

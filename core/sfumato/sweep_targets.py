@@ -49,7 +49,7 @@ class Planned:
 
 
 @attrs.frozen(kw_only=True)
-class Swept(ABC):
+class Target(ABC):
     """What is swept over.
 
     Attributes:
@@ -119,7 +119,7 @@ class Swept(ABC):
         """What its run measured, as `run.json` has it; None where it has not come to its end."""
 
 
-class Trainings(Swept):
+class Trainings(Target):
     """An experiment: each point is trained."""
 
     trains = True
@@ -164,7 +164,7 @@ def _pinned(run: str) -> str:
 
 
 @attrs.frozen(kw_only=True)
-class Evaluations(Swept):
+class Evaluations(Target):
     """A trained run: each point draws from it with other settings, and is measured.
 
     Attributes:
