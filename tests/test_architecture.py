@@ -15,7 +15,7 @@ ORDER = (
     "watchers", "admission", "document", "plugins", "settings", "lock", "experiment", "streaming",
     "checkpoint", "claim", "references", "runs", "layers", "sweep", "registry", "schema", "trajectory", "compatibility", "engine", "memory",
     "forwards", "compiling", "sampling", "request", "editing", "pictures", "weak", "walk", "pipeline", "exchange", "evaluation", "interruption",
-    "shards", "ranks", "drawing", "evaluations", "bad_examples", "content", "stage_keys", "encoded", "batches", "stage", "footprint", "resumption", "saving", "reuse", "loop", "training", "report", "reproduction", "replicates", "summary", "jobs", "swept", "sweeping", "search", "testing", "cli",
+    "shards", "ranks", "drawing", "evaluations", "bad_examples", "content", "stage_keys", "encoded", "batches", "stage", "footprint", "resumption", "saving", "reuse", "loop", "training", "report", "reproduction", "replicates", "summary", "jobs", "sweep_targets", "sweep_runner", "search", "testing", "cli",
 )  # fmt: skip
 CORE = sorted((ROOT / "core" / "sfumato").rglob("*.py"))
 PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))

@@ -67,6 +67,19 @@ def test_who_needs_what_is_being_made_waits_until_it_is_there(tmp_path):
     assert events[:2] == [("first", None), ("second", None)]
 
 
+def test_what_is_made_is_looked_for_seldom_and_only_if_somebody_waits_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "LOOK", 60)
+    looked = []
+
+    def available(key):
+        looked.append(key)
+        return False
+
+    first = task(tmp_path, "first", SLEEPS, "0.5", keys=["clip", "denoiser"])
+    run([first, task(tmp_path, "second", SLEEPS, "0", keys=["clip", "another"])], 2, available)
+    assert looked == ["clip"]
+
+
 def test_who_waited_for_one_that_failed_runs(tmp_path):
     tasks = [
         task(tmp_path, "first", "raise SystemExit(1)", keys=["clip"]),
@@ -115,12 +128,12 @@ def test_threads_are_shared_out(tmp_path, monkeypatch):
 
 def test_submitit_runs_tasks_and_says_how_they_ended(tmp_path):
     pytest.importorskip("submitit")
-    executor = jobs.Submitit(tmp_path / "jobs", {"cluster": "local", "timeout_min": 1})
-    program = "import sys; print('on'); sys.exit(int(sys.argv[1]))"
+    executor = jobs.Submitit(tmp_path / "jobs", 3, {"cluster": "local", "timeout_min": 1})
+    program = "import os, sys; print(os.environ['OMP_NUM_THREADS']); sys.exit(int(sys.argv[1]))"
     tasks = [task(tmp_path, name, program, code) for name, code in (("a", "0"), ("b", "3"))]
     codes = jobs.run(tasks, executor, 2, Interruption(), lambda key: False, lambda *_: None)
     assert codes == {"a": 0, "b": 3}
-    assert (tmp_path / "a.txt").read_text() == "on\n"
+    assert (tmp_path / "a.txt").read_text() == "3\n"  # as in the keys of stages
 
 
 def test_submitit_refuses_what_it_does_not_know_and_is_named_where_it_is_missing(
@@ -128,8 +141,8 @@ def test_submitit_refuses_what_it_does_not_know_and_is_named_where_it_is_missing
 ):
     pytest.importorskip("submitit")
     with pytest.raises(ConfigError, match="^submitit: .*timeout_mins"):
-        jobs.Submitit(tmp_path, {"cluster": "local", "timeout_mins": 1})
+        jobs.Submitit(tmp_path, 1, {"cluster": "local", "timeout_mins": 1})
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(ConfigError) as error:
-        jobs.Submitit(tmp_path, {})
+        jobs.Submitit(tmp_path, 1, {})
     assert str(error.value) == "submitit: is not installed; pip install 'sfumato[slurm]'"

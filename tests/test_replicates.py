@@ -61,18 +61,30 @@ def test_one_seed_has_the_interval_of_its_samples():
     assert replicates.difference(one, values([0.1], half=0.2)).low == pytest.approx(0.4 - 0.25)
 
 
-@pytest.mark.parametrize("pooled", [True, False])
-def test_what_is_equal_is_separated_once_in_twenty_and_what_differs_nearly_always(pooled):
-    """400 experiments: 3 seeds a side, deviation 0.03 between seeds and 0.03 of the samples."""
+def test_one_seed_against_several_varies_as_they_do():
+    """The interval of one further value that is predicted from the others."""
+    several = [0.2, 0.5, 0.35]
+    half = stats.t.ppf(0.975, 2) * np.std(several, ddof=1) * math.sqrt(1 + 1 / 3)
+    for one, other in ((values([0.9]), values(several)), (values(several), values([0.9]))):
+        found = replicates.difference(one, other)
+        assert found.high - found.value == pytest.approx(half)
+
+
+@pytest.mark.parametrize(("first", "count"), [(0, 3), (3, 3), (3, 1)])
+def test_what_is_equal_is_separated_once_in_twenty_and_what_differs_nearly_always(first, count):
+    """400 experiments: 3 seeds against `count`, those from `first` on; deviation 0.03 between seeds
+    and 0.03 of the samples.
+    """
     draw = np.random.default_rng(0)
 
-    def run(center, first):
-        weights = center + 0.03 * draw.standard_normal(3)
-        drawn = weights + 0.03 * draw.standard_normal(3)
+    def run(center, first, count):
+        weights = center + 0.03 * draw.standard_normal(count)
+        drawn = weights + 0.03 * draw.standard_normal(count)
         return values(drawn, half=1.96 * 0.03, first=first)
 
-    first = 0 if pooled else 3
-    same = [replicates.difference(run(0.5, 0), run(0.5, first)) for _ in range(400)]
-    other = [replicates.difference(run(0.9, 0), run(0.5, first)) for _ in range(400)]
+    def apart(center):
+        return replicates.difference(run(center, 0, 3), run(0.5, first, count))
+
+    same, other = ([apart(center) for _ in range(400)] for center in (0.5, 0.9))
     assert sum(one.excludes_zero for one in same) <= 0.05 * 400 + 3 * math.sqrt(400 * 0.05 * 0.95)
     assert sum(one.excludes_zero for one in other) >= 0.9 * 400

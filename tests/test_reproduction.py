@@ -22,9 +22,14 @@ def test_a_run_is_reproduced(copy, call):
     code, out, _ = call("reproduce", copy, "--out", "again")
     lines = dict(line.rsplit("  equal", 1) for line in out.splitlines()[:-1])
     assert code == 0
-    assert {"plugins", "versions", "first weights", "log of 10 steps", "weights of step 10"} <= {
-        line.strip() for line in lines
-    }
+    assert {
+        "plugins",
+        "versions",
+        "first weights",
+        "log of 10 steps",
+        "results",
+        "weights of step 10",
+    } <= {line.strip() for line in lines}
     assert out.splitlines()[-1] == f"{copy} is reproduced by again, bit for bit"
     assert json.loads((copy.parent / "again" / "run.json").read_text())["seed"] == 3
 
@@ -53,6 +58,18 @@ def test_a_log_that_is_cut_is_not_equal(copy, small_run):
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:9]))
     found = {one.what: one for one in reproduction.compare(Run(copy), Run(small_run))}
     assert found["log of 9 steps"].said == "9 lines then, 10 now"
+
+
+def test_a_last_checkpoint_that_is_gone_and_other_results_are_not_equal(copy, small_run):
+    shutil.rmtree(copy / "checkpoints" / "step-00000010")
+    results = json.loads((copy / "run.json").read_text())["results"]
+    results["shape_accuracy"]["value"] = 2.0
+    change(copy / "run.json", results=results)
+    found = reproduction.compare(Run(copy), Run(small_run))
+    told = {one.what: one.said for one in found if not one.equal and one.decides}
+    assert told.keys() == {"results", "weights of step 10"}
+    assert told["results"].startswith("shape_accuracy 2.0 then, ")
+    assert told["weights of step 10"] == f"{copy} has that checkpoint no more"
 
 
 def test_other_plugins_are_a_line_or_refused(copy, registry):

@@ -2,6 +2,8 @@
 
 import contextlib
 import sys
+import threading
+import time
 
 import attrs
 import pytest
@@ -33,6 +35,7 @@ def rows(*values):
             settings={},
             seed=0,
             status="",
+            complete=value is not None,
             results={} if value is None else {"accuracy": Measured(value, value, value, 1)},
         )
         for value in values
@@ -94,6 +97,52 @@ def test_a_trial_that_another_process_holds_is_not_taken(tmp_path):
     with claim.claimed(tmp_path / TRIALS / "0"), contextlib.ExitStack() as held:
         (second,) = search.taken(1, held)
     assert (first.number, second.number) == (0, 1)
+
+
+def test_a_trial_that_ends_while_it_is_looked_at_is_not_taken(tmp_path, monkeypatch):
+    first, second = Search(SWEEP, tmp_path, 0), Search(SWEEP, tmp_path, 0)
+    holds = contextlib.ExitStack()
+    (trial,) = first.taken(1, holds)
+    claimed = claim.claimed
+
+    def late(folder, **options):
+        if folder.name == "0":  # its holder ends it between our look at the journal and our claim
+            first.tell(trial, rows(0.5, 0.5))
+            holds.close()
+        return claimed(folder, **options)
+
+    monkeypatch.setattr(claim, "claimed", late)
+    with contextlib.ExitStack() as held:
+        assert [one.number for one in second.taken(1, held)] == [1]
+    assert first.best().startswith("best is trial 0: ")
+
+
+def test_processes_choose_one_after_the_other(tmp_path, monkeypatch):
+    """The second begins to choose between the proposal of the first and its claim."""
+    first, second = Search(SWEEP, tmp_path, 0), Search(SWEEP, tmp_path, 0)
+    found, proposes = {}, threading.Event()
+    ask = first.study.ask
+
+    def slow(ranges):
+        trial = ask(ranges)
+        proposes.set()
+        time.sleep(0.3)
+        return trial
+
+    monkeypatch.setattr(first.study, "ask", slow)
+    with contextlib.ExitStack() as held:
+
+        def choose(name, search):
+            found[name] = search.taken(1, held)
+
+        other = threading.Thread(target=choose, args=("first", first))
+        other.start()
+        assert proposes.wait(20)
+        choose("second", second)
+        other.join()
+    (one,), (two,) = found["first"], found["second"]
+    assert (one.number, two.number) == (0, 1)
+    assert one.values["guidance.scale"] != two.values["guidance.scale"]
 
 
 def test_the_points_of_a_trial_are_those_of_the_grid_with_its_values(tmp_path):

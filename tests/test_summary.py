@@ -3,6 +3,7 @@
 import csv
 import io
 
+import attrs
 import pytest
 
 from sfumato import Pipeline, summary
@@ -21,6 +22,7 @@ def row(scale, seed, value=None, **more):
         settings=settings,
         seed=seed,
         status=status,
+        complete=bool(results),
         results=results,
     )
 
@@ -50,7 +52,7 @@ def test_the_csv_has_a_line_for_each_run_with_every_number():
 
 
 def test_the_page_pools_seeds_and_marks_what_differs():
-    lines = summary.page("demo", ROWS).splitlines()
+    lines = summary.page("demo", ROWS, trained=True).splitlines()
     assert lines[0] == "# demo: 6 of 7 runs"
     assert "- `scale=9,seed=0`: error: boom" in lines
     head = lines.index("## accuracy") + 2
@@ -62,14 +64,29 @@ def test_the_page_pools_seeds_and_marks_what_differs():
 
 def test_equal_settings_with_another_label_are_another_row_that_nothing_marks():
     again = [row(1, seed, value, label="again") for seed, value in ((3, 0.24), (4, 0.21), (5, 0.2))]
-    lines = summary.page("demo", [*ROWS[:3], *again]).splitlines()
+    lines = summary.page("demo", [*ROWS[:3], *again], trained=True).splitlines()
     last = lines[-1]
     assert last.startswith("| 1 | again | 3 | 150 | 0.2167 |")
     assert last.endswith("|  |")
 
 
+def test_one_seed_of_a_training_is_never_marked_and_one_noise_may_be():
+    for some in ([ROWS[0], ROWS[3]], [ROWS[0], *ROWS[3:6]], [*ROWS[:3], ROWS[3]]):
+        trained, drawn = (summary.page("demo", some, trained=kind) for kind in (True, False))
+        assert trained.endswith(" |  |\n")
+        assert drawn.endswith(" | * |\n")
+        assert "A seed is a training" in trained
+        assert "A seed is the noise of pictures alone" in drawn
+
+
+def test_a_run_that_measures_nothing_is_done():
+    page = summary.page("demo", [attrs.evolve(row(9, 0), complete=True)], trained=True)
+    assert page.splitlines()[0] == "# demo: 1 of 1 runs"
+    assert "Not in the tables" not in page
+
+
 def test_nothing_done_is_a_page_too():
-    page = summary.page("demo", [row(9, 0)])
+    page = summary.page("demo", [row(9, 0)], trained=True)
     assert page.splitlines()[0] == "# demo: 0 of 1 runs"
     assert "- `scale=9,seed=0`: error: boom" in page
 
@@ -99,6 +116,7 @@ def test_trained_runs_are_separated_where_they_differ_and_not_where_they_do_not(
             settings={"steps": steps, "seed": seed, **more},
             seed=seed,
             status="completed",
+            complete=True,
             results={"roughness": roughness(out, seed)},
         )
 
@@ -106,7 +124,7 @@ def test_trained_runs_are_separated_where_they_differ_and_not_where_they_do_not(
     rows += [trained(1, seed, label="again") for seed in (3, 4, 5)]
     rows += [trained(120, seed) for seed in (0, 1, 2)]
     assert Run(tmp_path / "120-1").record()["stages"]["clip"]["taken"] == f"{tmp_path / '1-1'}@4"
-    again, longer = summary.page("small", rows).splitlines()[-2:]
+    again, longer = summary.page("small", rows, trained=True).splitlines()[-2:]
     assert again.startswith("| 1 | again | 3 | 72 | ")
     assert again.endswith(" |  |")
     assert longer.startswith("| 120 |  | 3 | 72 | ")

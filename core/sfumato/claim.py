@@ -23,8 +23,12 @@ _held: set[int] = set()
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Inside, a folder, which is made where there is none, is this process's alone.
+
+    Args:
+        folder: to be claimed.
+        wait: until no other process has it, rather than raise.
 
     Raises:
         ConfigError: another process has it, or it cannot be written.
@@ -41,7 +45,7 @@ def claimed(folder: Path) -> Iterator[None]:
         raise ConfigError(f"cannot be written: {error.strerror}", place=str(folder)) from error
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise ConfigError(
                 f"is in use by {_holder(handle)}",

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 POLL = 0.2
 """Seconds between two looks at what runs."""
+LOOK = 2.0
+"""Seconds between two looks at what running tasks have made, which reads files."""
 THREADS = "OMP_NUM_THREADS"
 
 
@@ -83,7 +85,7 @@ class Processes(Executor):
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env={**os.environ, THREADS: str(self.threads)},
+                    env=_environment(self.threads),
                     start_new_session=True,
                 )
             )
@@ -103,9 +105,14 @@ class _Process(Job):
 class Submitit(Executor):
     """Jobs of a cluster, through submitit: Slurm where there is one, else processes here."""
 
-    def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
-        """`options` are those of its AutoExecutor, such as `timeout_min` and `slurm_partition`;
-        `cluster` says which kind.
+    def __init__(self, folder: Path, threads: int, options: Mapping[str, Any]) -> None:
+        """Prepares jobs; none is submitted.
+
+        Args:
+            folder: for its files, which machines have to share.
+            threads: of each job.
+            options: those of its AutoExecutor, such as `timeout_min` and `slurm_partition`;
+                `cluster` says which kind.
 
         Raises:
             ConfigError: submitit is not installed, or refuses an option.
@@ -115,7 +122,8 @@ class Submitit(Executor):
         except ImportError:
             remedy = "pip install 'sfumato[slurm]'"
             raise ConfigError("is not installed", place="submitit", remedy=remedy) from None
-        asked = dict(options)
+        self.threads = threads
+        asked = {"cpus_per_task": threads, **options}
         try:
             self.executor = submitit.AutoExecutor(folder, cluster=asked.pop("cluster", None))
             self.executor.update_parameters(name="sfumato", **asked)
@@ -124,7 +132,8 @@ class Submitit(Executor):
 
     def start(self, task: Task) -> Job:
         """Submits it; output goes to the task's log, which machines have to share."""
-        return _Submitted(self.executor.submit(run_here, task.arguments, str(task.log)))
+        job = self.executor.submit(run_here, task.arguments, str(task.log), self.threads)
+        return _Submitted(job)
 
 
 @attrs.frozen
@@ -141,13 +150,20 @@ class _Submitted(Job):
         self.job.cancel()
 
 
-def run_here(arguments: Sequence[str], log: str) -> int:
+def run_here(arguments: Sequence[str], log: str, threads: int) -> int:
     """What a job of a cluster does: the command, told of signals that ask to end."""
     with Path(log).open("ab") as file:
-        process = subprocess.Popen(arguments, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            arguments, stdout=file, stderr=subprocess.STDOUT, env=_environment(threads)
+        )
     for asked in (signal.SIGINT, signal.SIGTERM):
         signal.signal(asked, lambda number, frame: process.send_signal(number))
     return process.wait()
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """Ours, with a number of threads: the bits of a result depend on it."""
+    return {**os.environ, THREADS: str(threads)}
 
 
 def cores(jobs: int) -> int:
@@ -189,11 +205,12 @@ def run(
         The exit code of each task that began, by its name.
     """
     waiting, running, codes = list(tasks), dict[str, tuple[Task, Job, float]](), dict[str, int]()
-    asked = False
+    asked, look = False, 0.0
     while running or (waiting and not asked):
         for name, (task, job, began) in list(running.items()):
             if (code := job.code()) is not None:
                 codes[name] = code
+                look = 0.0
                 del running[name]
                 told(task, code, time.monotonic() - began)
         if interruption.signal is not None and not asked:
@@ -201,13 +218,14 @@ def run(
             for _, job, _ in running.values():
                 with suppress(OSError):
                     job.ask(interruption.signal)
-        if not asked and len(running) < jobs:
+        if not asked and waiting and len(running) < jobs and time.monotonic() >= look:
             ready = _next(waiting, [one for one, _, _ in running.values()], available)
             if ready is not None:
                 waiting.remove(ready)
                 told(ready, None, 0.0)
                 running[ready.name] = (ready, executor.start(ready), time.monotonic())
                 continue
+            look = time.monotonic() + LOOK
         time.sleep(POLL)
     return codes
 
@@ -216,5 +234,7 @@ def _next(
     waiting: Collection[Task], running: Collection[Task], available: Callable[[str], bool]
 ) -> Task | None:
     """The first task that does not wait for what a running one is about to make."""
-    made = {key for task in running for key in task.keys if not available(key)}
-    return next((task for task in waiting if not task.keys & made), None)
+    needed = {key for task in waiting for key in task.keys}
+    promised = {key for task in running for key in task.keys & needed}
+    missing = {key for key in promised if not available(key)}
+    return next((task for task in waiting if not task.keys & missing), None)

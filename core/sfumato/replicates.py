@@ -8,8 +8,13 @@ both, so Student's t over them covers both:
     difference: the same of the S differences, where both have the same seeds (paired);
                 else +- t(0.975, min(S, S') - 1) sqrt(s^2 / S + s'^2 / S')             (Welch)
 
+One value has no deviation. Against S others it is taken to vary as they do:
+
+    difference: +- t(0.975, S - 1) s sqrt(1 + 1 / S)
+
 A few values can agree by chance, so an interval is never narrower than the one that the samples
-alone give: sqrt(sum of the squared half-widths of the runs) / S. One seed has only that.
+alone give: sqrt(sum of the squared half-widths of the runs) / S. Alone, and against another alone,
+one seed has only that, which says nothing about another training.
 
 References:
     Deep Reinforcement Learning at the Edge of the Statistical Precipice, Agarwal et al., 2021,
@@ -54,7 +59,7 @@ def mean(values: Values) -> Interval:
     if len(values) == 1:
         (only,) = values.values()
         return Interval(center, only.low, only.high)
-    spread = _t(values) * _error([one.value for one in values.values()])
+    spread = _t(values) * _error(_plain(values))
     return _around(center, max(spread, _samples(values)))
 
 
@@ -62,14 +67,16 @@ def difference(values: Values, first: Values) -> Interval:
     """Of two means: paired where both have the same seeds."""
     center = mean(values).value - mean(first).value
     samples = math.hypot(_samples(values), _samples(first))
-    if min(len(values), len(first)) == 1:
+    fewer, more = sorted((values, first), key=len)
+    if len(more) == 1:
         return _around(center, samples)
-    if values.keys() == first.keys():
-        error = _error([values[seed].value - first[seed].value for seed in values])
+    if len(fewer) == 1:
+        spread = _t(more) * math.sqrt(len(more) + 1) * _error(_plain(more))
+    elif values.keys() == first.keys():
+        spread = _t(fewer) * _error([values[k].value - first[k].value for k in values])
     else:
-        error = math.hypot(*(_error([v.value for v in one.values()]) for one in (values, first)))
-    fewer = min(values, first, key=len)
-    return _around(center, max(_t(fewer) * error, samples))
+        spread = _t(fewer) * math.hypot(_error(_plain(values)), _error(_plain(first)))
+    return _around(center, max(spread, samples))
 
 
 def _around(center: float, half: float) -> Interval:
@@ -79,6 +86,10 @@ def _around(center: float, half: float) -> Interval:
 def _samples(values: Values) -> float:
     """Half the interval of the mean that the samples alone give."""
     return math.hypot(*((one.high - one.low) / 2 for one in values.values())) / len(values)
+
+
+def _plain(values: Values) -> list[float]:
+    return [one.value for one in values.values()]
 
 
 def _error(values: list[float]) -> float:

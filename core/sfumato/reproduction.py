@@ -14,6 +14,7 @@ import attrs
 
 from sfumato import checkpoint, lock, runs
 from sfumato.errors import ConfigError
+from sfumato.measurements import flat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,7 +91,8 @@ def facts(run: Run, registry: Registry, ranks: int, locked: bool) -> list[Compar
 
 def compare(first: Run, second: Run) -> list[Compared]:
     """What two runs that have ended have alike: where they ran, their weights at the first step,
-    their log but for times, and the files of their last checkpoints at each end of a stage.
+    their log but for times, their results, and the files of the checkpoints that both still have,
+    among which the last has to be.
     """
     then, now = first.record(), second.record()
     found = [_compared(fact, {"": then.get(fact)}, {"": now.get(fact)}) for fact in FACTS]
@@ -98,13 +100,16 @@ def compare(first: Run, second: Run) -> list[Compared]:
         found.append(_compared("start", then["start"]["files"], now["start"]["files"]))
     found.append(_compared("first weights", then.get("initial", {}), now.get("initial", {})))
     found = [attrs.evolve(one, decides=False) for one in found]
-    found.append(_log(first, second))
-    for step in second.checkpoint_steps():
-        path = first.checkpoint(step)
+    found += [_log(first, second), _results(then["results"], now["results"])]
+    steps = second.checkpoint_steps()
+    for step in steps:
+        path, what = first.checkpoint(step), f"weights of step {step}"
         if path.is_dir():
             checkpoint.verify(path)
             files = checkpoint.hashes(path), checkpoint.hashes(second.checkpoint(step))
-            found.append(_compared(f"weights of step {step}", *files))
+            found.append(_compared(what, *files))
+        elif step == steps[-1]:
+            found.append(Compared(what, False, f"{first.path} has that checkpoint no more"))
     return found
 
 
@@ -123,6 +128,12 @@ def _log(first: Run, second: Run) -> Compared:
     if len(then) != len(now):
         return Compared(what, False, f"{len(then)} lines then, {len(now)} now")
     return Compared(what, True)
+
+
+def _results(then: dict[str, Any], now: dict[str, Any]) -> Compared:
+    """Equal with intervals and all; told by the numbers alone."""
+    numbers = ({name: one.value for name, one in flat(found).items()} for found in (then, now))
+    return Compared("results", then == now, "; ".join(_differences(*numbers)))
 
 
 def _compared(what: str, then: dict[str, Any], now: dict[str, Any]) -> Compared:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sfumato.summary import Row
-    from sfumato.sweeping import Sweeping
-    from sfumato.swept import Planned
+    from sfumato.sweep_runner import Runner
+    from sfumato.sweep_targets import Planned
 
 JOURNAL, TRIALS = "optuna.journal", "trials"
 
@@ -76,27 +76,43 @@ class Search:
     def taken(self, most: int, held: contextlib.ExitStack) -> list[Trial]:
         """Up to `most` trials for this process, as long as it holds them: those that nobody works
         at any more, then new ones; none where all are done or in other hands.
+
+        One process at a time chooses: what it proposes, and how many there are, is then seen by the
+        next, and nobody takes over a trial that is about to be claimed.
         """
         found: list[Trial] = []
-        states = self.optuna.trial.TrialState
-        for frozen in self.study.get_trials(deepcopy=False, states=[states.RUNNING]):
-            if len(found) < most:
-                with contextlib.suppress(ConfigError):  # another process has it
-                    held.enter_context(claim.claimed(self.out / TRIALS / str(frozen.number)))
-                    found.append(self._trial(frozen))
-        while len(found) < most and len(self.study.get_trials(deepcopy=False)) < self.sweep.trials:
-            begun = len(self.study.get_trials(deepcopy=False))
-            # Made anew for each trial, it has no state that a resumed search would lack.
-            self.study.sampler = self.optuna.samplers.TPESampler(seed=self.seed + begun)
-            asked = self.study.ask({key: self._range(key) for key in self.sweep.search})
-            held.enter_context(claim.claimed(self.out / TRIALS / str(asked.number)))
-            found.append(self._trial(asked))
+        with claim.claimed(self.out / TRIALS, wait=True):
+            for frozen in self._trials():
+                if len(found) < most and not frozen.state.is_finished():
+                    if self._hold(frozen.number, held):
+                        found.append(self._trial(frozen))
+            while len(found) < most and (begun := len(self._trials())) < self.sweep.trials:
+                # Made anew for each trial, it has no state that a resumed search would lack.
+                self.study.sampler = self.optuna.samplers.TPESampler(seed=self.seed + begun)
+                asked = self.study.ask({key: self._range(key) for key in self.sweep.search})
+                held.enter_context(claim.claimed(self.out / TRIALS / str(asked.number)))
+                found.append(self._trial(asked))
         return found
+
+    def _hold(self, number: int, held: contextlib.ExitStack) -> bool:
+        """Whether a trial is this process's now: no other one has it, or has ended it meanwhile."""
+        with contextlib.ExitStack() as own:
+            try:
+                own.enter_context(claim.claimed(self.out / TRIALS / str(number)))
+            except ConfigError:
+                return False
+            if self._trials()[number].state.is_finished():
+                return False
+            held.enter_context(own.pop_all())
+            return True
+
+    def _trials(self) -> list[Any]:
+        """All, as the journal has them now, by their numbers."""
+        return self.study.get_trials(deepcopy=False)
 
     def finished(self) -> list[Trial]:
         """The trials that have ended, in their order."""
-        ended = self.study.get_trials(deepcopy=False)
-        return [self._trial(frozen) for frozen in ended if frozen.state.is_finished()]
+        return [self._trial(frozen) for frozen in self._trials() if frozen.state.is_finished()]
 
     def points(self, trial: Trial) -> list[dict[str, Any]]:
         """The points whose mean a trial is."""
@@ -119,7 +135,7 @@ class Search:
             return
         self.study.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)
         for row in rows:
-            if row.results:
+            if row.complete:
                 remedy = suggestion(number, row.results)
                 raise ConfigError(f"no number is named {number!r}", place="sweep", remedy=remedy)
 
@@ -154,34 +170,34 @@ class Search:
         return self.optuna.distributions.FloatDistribution(low, high, one.log, one.step)
 
 
-def run(search: Search, sweeping: Sweeping) -> list[Planned]:
+def run(search: Search, runner: Runner) -> list[Planned]:
     """Works at trials until all are done, or in other hands, or it is asked to end.
 
     Returns:
         The points of all trials that have ended.
     """
-    done = [one for trial in search.finished() for one in _planned(search, sweeping, trial)]
+    done = [one for trial in search.finished() for one in _planned(search, runner, trial)]
     each = len(search.sweep.points())
-    while sweeping.interruption.signal is None:
+    while runner.interruption.signal is None:
         with contextlib.ExitStack() as held:
-            trials = search.taken(max(sweeping.jobs // each, 1), held)
+            trials = search.taken(max(runner.jobs // each, 1), held)
             if not trials:
                 break
-            under_way = {trial.number: _planned(search, sweeping, trial) for trial in trials}
-            rows = iter(sweeping.run([one for some in under_way.values() for one in some], done))
+            under_way = {trial.number: _planned(search, runner, trial) for trial in trials}
+            rows = iter(runner.run([one for some in under_way.values() for one in some], done))
             for trial in trials:
                 own = [next(rows) for _ in under_way[trial.number]]
-                ended = sweeping.interruption.signal is None
-                if ended or all(row.results for row in own):
+                ended = runner.interruption.signal is None
+                if ended or all(row.complete for row in own):
                     search.tell(trial, own)
                     done += under_way[trial.number]
     return done
 
 
-def _planned(search: Search, sweeping: Sweeping, trial: Trial) -> list[Planned]:
+def _planned(search: Search, runner: Runner, trial: Trial) -> list[Planned]:
     """The points of a trial; none where its values are refused, which makes it fail."""
     try:
-        return sweeping.swept.planned(search.points(trial))
+        return runner.target.planned(search.points(trial))
     except ConfigError as error:
-        sweeping.told(f"trial {trial.number} is refused: {error}")
+        runner.told(f"trial {trial.number} is refused: {error}")
         return []

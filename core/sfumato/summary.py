@@ -20,7 +20,12 @@ from sfumato.sweep import SEED, short_keys, shown
 METHOD = """Mean over seeds, with a 95 % interval by Student's t over the seeds, and never narrower
 than the samples' own (bootstrap) intervals make it. Differences are to the first row: paired where
 the seeds are the same, else Welch's. A * marks a difference whose interval excludes 0; where
-nothing differs, one in twenty does so by chance. One seed has the interval of its samples alone."""
+nothing differs, one in twenty does so by chance."""
+TRAINED = """A seed is a training, and the noise of its pictures; the prompts are those of all
+seeds. One seed has the interval of its samples alone, which says nothing about another training, so
+that it is never marked; against several it is taken to vary as they do."""
+DRAWN = """A seed is the noise of pictures alone: all are drawn from one training, and say nothing
+about another; the prompts are those of all seeds. One seed has the interval of its samples."""
 
 
 @attrs.frozen(kw_only=True)
@@ -32,13 +37,15 @@ class Row:
         settings: that vary, by key.
         seed: of it.
         status: how it ended.
-        results: the measured numbers by name; none where it has not come to its end.
+        complete: whether it has come to its end.
+        results: the measured numbers by name.
     """
 
     name: str
     settings: Mapping[str, Any]
     seed: int
     status: str
+    complete: bool
     results: Mapping[str, Measured] = attrs.field(factory=dict)
 
     @property
@@ -71,22 +78,29 @@ def table(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def page(name: str, rows: Sequence[Row]) -> str:
-    """The sweep called `name` as Markdown: a table for each number, and what is missing."""
-    done = [row for row in rows if row.results]
-    lost = [f"- `{row.name}`: {row.status}" for row in rows if not row.results]
-    parts = [f"# {name}: {len(done)} of {len(rows)} runs", METHOD]
+def page(name: str, rows: Sequence[Row], *, trained: bool) -> str:
+    """The sweep called `name` as Markdown: a table for each number, and what is missing.
+
+    Args:
+        name: of what is swept over.
+        rows: its runs.
+        trained: whether each was trained, rather than all drawn from one training.
+    """
+    done = [row for row in rows if row.complete]
+    lost = [f"- `{row.name}`: {row.status}" for row in rows if not row.complete]
+    parts = [f"# {name}: {len(done)} of {len(rows)} runs"]
+    parts.append(f"{METHOD} {TRAINED if trained else DRAWN}")
     if lost:
         parts.append("\n".join(["Not in the tables:", "", *lost]))
     keys = [key for key in _keys(rows) if key != SEED]
     for number in _numbers(done):
         parts.append(f"## {number}")
-        parts.append(_markdown(_lines(number, keys, done)))
+        parts.append(_markdown(_lines(number, keys, done, fewest=2 if trained else 1)))
     return "\n\n".join(parts) + "\n"
 
 
-def _lines(number: str, keys: Sequence[str], rows: Sequence[Row]) -> list[list[str]]:
-    """The table of one number, its head first."""
+def _lines(number: str, keys: Sequence[str], rows: Sequence[Row], fewest: int) -> list[list[str]]:
+    """The table of one number, its head first; with fewer seeds no difference is marked."""
     short = short_keys(keys)
     pooled: dict[tuple[tuple[str, str], ...], dict[int, Measured]] = {}
     samples: dict[tuple[tuple[str, str], ...], int] = {}
@@ -108,7 +122,8 @@ def _lines(number: str, keys: Sequence[str], rows: Sequence[Row]) -> list[list[s
         else:
             apart = replicates.difference(values, first)
             between = f"{apart.low:+.4g} to {apart.high:+.4g}"
-            line += [f"{apart.value:+.4g}", between, "*" if apart.excludes_zero else ""]
+            enough = min(len(values), len(first)) >= fewest
+            line += [f"{apart.value:+.4g}", between, "*" * (enough and apart.excludes_zero)]
         lines.append(line)
     return lines
 

@@ -26,7 +26,7 @@ def command(
         bool, typer.Option("--locked", help="Refuse plugins other than those of RUN/plugins.lock.")
     ] = False,
 ) -> None:
-    """Train a run again from its own settings; 1 where log or weights differ."""
+    """Train a run again from its own settings; 1 where log, results or weights differ."""
     registry = context.obj.registry()
     from sfumato import reproduction, runs
     from sfumato.interruption import Interruption, Preempted

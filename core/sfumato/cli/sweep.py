@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import attrs
 import typer
 
-from sfumato.cli.session import Overrides
+from sfumato.cli.session import Overrides, Session
 from sfumato.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sfumato.interruption import Interruption
+    from sfumato.jobs import Executor
+    from sfumato.registry import Registry
+    from sfumato.summary import Row
+    from sfumato.sweep import Sweep
+    from sfumato.sweep_runner import Runner
 
 
 def command(
@@ -36,7 +45,10 @@ def command(
     count: Annotated[int, typer.Option("--jobs", min=1, help="Processes at once.")] = 1,
     out: Annotated[
         Path | None,
-        typer.Option(help="Its folder; by default runs/NAME-sweep, or the next that is free."),
+        typer.Option(
+            help="Its folder; by default runs/NAME-sweep, of a run runs/NAME-evaluations, or the "
+            "next that is free."
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the sweep in --out: do what is not done.")
@@ -59,15 +71,15 @@ def command(
     points = _points(name, *given, None if trained else registry)
     if trials is not None:
         points = attrs.evolve(points, trials=trials)
-    out = _folder(name, out, resume)
-    from sfumato import jobs, sweeping, swept
+    out = _folder(name, out, resume, trained)
+    from sfumato import jobs, sweep_runner, sweep_targets
     from sfumato.interruption import Interruption
 
     threads, asked = jobs.cores(count), Interruption()
     _use(threads)
-    kind = swept.Evaluations if trained else swept.Trainings
-    process = sweeping.Sweeping(
-        swept=kind(
+    kind = sweep_targets.Evaluations if trained else sweep_targets.Trainings
+    runner = sweep_runner.Runner(
+        target=kind(
             name=name,
             registry=registry,
             out=out,
@@ -81,13 +93,15 @@ def command(
         told=typer.echo,
     )
     with asked.handlers():
-        rows = _searched(points, process) if points.search else _made(points, process)
-    typer.echo((out / sweeping.PAGE).read_text(encoding="utf-8"))
-    typer.echo(f"Each run is in {out}, all numbers in {out / sweeping.TABLE}.")
-    _end(rows, out / swept.LOGS, asked)
+        rows = _searched(points, runner) if points.search else _made(points, runner)
+    typer.echo((out / sweep_runner.PAGE).read_text(encoding="utf-8"))
+    typer.echo(f"Each run is in {out}, all numbers in {out / sweep_runner.TABLE}.")
+    _end(rows, out / sweep_targets.LOGS, asked)
 
 
-def _points(name: str, grid: Sequence[str], tied: Sequence[str], registry: Any) -> Any:
+def _points(
+    name: str, grid: Sequence[str], tied: Sequence[str], registry: Registry | None
+) -> Sweep:
     """What the command line asks for, else what the experiment says; a run says nothing."""
     from sfumato import sweep
 
@@ -103,10 +117,11 @@ def _points(name: str, grid: Sequence[str], tied: Sequence[str], registry: Any) 
     return points
 
 
-def _folder(name: str, out: Path | None, resume: bool) -> Path:
+def _folder(name: str, out: Path | None, resume: bool, trained: bool) -> Path:
+    """That of a run is another: its points are called as those of the experiment are."""
     from sfumato import runs
 
-    usual = Path("runs") / f"{Path(name).name}-sweep"
+    usual = Path("runs") / f"{Path(name).name}-{'evaluations' if trained else 'sweep'}"
     out = out or (usual if resume else runs.free_path(usual))
     if not resume and out.is_dir() and any(out.iterdir()):
         remedy = "choose another --out, or go on with it with --resume"
@@ -114,28 +129,28 @@ def _folder(name: str, out: Path | None, resume: bool) -> Path:
     return out
 
 
-def _made(points: Any, process: Any) -> Any:
+def _made(points: Sweep, runner: Runner) -> list[Row]:
     """The rows of all points; no other sweep makes runs in the folder meanwhile."""
     from sfumato import claim
 
-    planned = process.swept.planned(points.points())
-    typer.echo(f"{len(planned)} points in {process.swept.out}, {process.jobs} at once")
-    with claim.claimed(process.swept.out):
-        return process.run(planned)
+    planned = runner.target.planned(points.points())
+    typer.echo(f"{len(planned)} points in {runner.target.out}, {runner.jobs} at once")
+    with claim.claimed(runner.target.out):
+        return runner.run(planned)
 
 
-def _searched(points: Any, process: Any) -> Any:
+def _searched(points: Sweep, runner: Runner) -> list[Row]:
     """The rows of all trials that have ended."""
     from sfumato import search
 
-    found = search.Search(points, process.swept.out, process.swept.seed())
-    done = search.run(found, process)
-    process.tables(done)
+    found = search.Search(points, runner.target.out, runner.target.seed())
+    done = search.run(found, runner)
+    runner.tables(done)
     typer.echo(found.best())
-    return process.rows(done)
+    return runner.rows(done)
 
 
-def _end(rows: Sequence[Any], logs: Path, asked: Any) -> None:
+def _end(rows: Sequence[Row], logs: Path, asked: Interruption) -> None:
     """Ends the command as it was asked to, or, where a point failed, with 1."""
     from sfumato.interruption import Preempted
 
@@ -144,13 +159,13 @@ def _end(rows: Sequence[Any], logs: Path, asked: Any) -> None:
     except Preempted as end:
         typer.echo(str(end), err=True)
         raise typer.Exit(end.exit_code) from None
-    if failed := sum(not row.results for row in rows):
+    if failed := sum(not row.complete for row in rows):
         said = f"{failed} of {len(rows)} points failed; their output is in {logs}"
         typer.echo(said, err=True)
         raise typer.Exit(1)
 
 
-def _executor(name: str, out: Path, threads: int, submit: Sequence[str]) -> Any:
+def _executor(name: str, out: Path, threads: int, submit: Sequence[str]) -> Executor:
     from sfumato import document, jobs
 
     if name not in ("processes", "submitit"):
@@ -165,7 +180,7 @@ def _executor(name: str, out: Path, threads: int, submit: Sequence[str]) -> Any:
         options[key] = document.read(value, f"--submit {text}", lines=False).plain()
     if name == "processes":
         return jobs.Processes(threads)
-    return jobs.Submitit(out / "submitit", {"cpus_per_task": threads, **options})
+    return jobs.Submitit(out / "submitit", threads, options)
 
 
 def _use(threads: int) -> None:
@@ -175,7 +190,7 @@ def _use(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _options(session: Any) -> tuple[str, ...]:
+def _options(session: Session) -> tuple[str, ...]:
     """What stands before the command."""
     found = [part for file in session.files for part in ("--plugin", str(file))]
     if session.registry_path is not None:

@@ -11,6 +11,7 @@ swept over by `sfumato evaluate` in place of training.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 
 import attrs
@@ -21,24 +22,24 @@ from sfumato.interruption import Interruption
 from sfumato.jobs import Executor, Task
 from sfumato.measurements import flat
 from sfumato.summary import Row
-from sfumato.swept import LOGS, Planned, Swept
+from sfumato.sweep_targets import LOGS, Planned, Target
 
 TABLE, PAGE = "table.csv", "table.md"
 
 
 @attrs.frozen(kw_only=True)
-class Sweeping:
+class Runner:
     """How points become runs.
 
     Attributes:
-        swept: what is swept over.
+        target: what is swept over.
         executor: where runs are made.
         jobs: how many at once.
         interruption: asked, runs under way are asked to end, and no other begins.
         told: what happens, a line at a time.
     """
 
-    swept: Swept
+    target: Target
     executor: Executor
     jobs: int
     interruption: Interruption
@@ -54,11 +55,11 @@ class Sweeping:
         Returns:
             A row for each of `points`.
         """
-        out = self.swept.out
+        out = self.target.out
         (out / LOGS).mkdir(parents=True, exist_ok=True)
-        unfinished = [one for one in points if not self.swept.is_complete(one)]
+        unfinished = [one for one in points if not self.target.is_complete(one)]
         for one in unfinished:
-            self.swept.clear(one)
+            self.target.clear(one)
         left = [one.task for one in unfinished]
         if len(left) < len(points):
             self.told(f"{len(points) - len(left)} of {len(points)} points are complete already")
@@ -66,6 +67,7 @@ class Sweeping:
 
         def told(task: Task, code: int | None, seconds: float) -> None:
             if code is None:
+                _begin(task)
                 self.told(f"begins   {task.name}")
                 return
             codes[task.name] = code
@@ -87,8 +89,8 @@ class Sweeping:
             points: a row each.
             codes: exit codes, by name, of those that have just ended.
         """
-        rows, out = [self._row(one, codes or {}) for one in points], self.swept.out
-        page = summary.page(self.swept.name, rows)
+        rows, out = [self._row(one, codes or {}) for one in points], self.target.out
+        page = summary.page(self.target.name, rows, trained=self.target.trains)
         for name, text in ((TABLE, summary.table(rows)), (PAGE, page)):
             temporary = out / f".{name}.{os.getpid()}"
             temporary.write_text(text, encoding="utf-8")
@@ -96,29 +98,41 @@ class Sweeping:
 
     def _row(self, point: Planned, codes: Mapping[str, int]) -> Row:
         try:
-            results = self.swept.results(point)
+            results, said = self.target.results(point), None
         except CheckpointError as error:
-            results, said = {}, str(error)
-        else:
-            said = _said(point.task, codes.get(point.task.name))
+            results, said = None, str(error)
+        complete = results is not None
         return Row(
             name=point.task.name,
             settings=point.settings,
             seed=point.seed,
-            status="completed" if results else said,
-            results=flat(results),
+            status="completed" if complete else said or _said(point.task, codes),
+            complete=complete,
+            results=flat(results or {}),
         )
 
     def _available(self, key: str) -> bool:
-        return reuse.find(self.swept.out, key) is not None
+        return reuse.find(self.target.out, key) is not None
 
 
-def _said(task: Task, code: int | None) -> str:
-    """Why a task has no results, in a line."""
+def _begin(task: Task) -> None:
+    """Parts this attempt from earlier ones in the log."""
+    with task.log.open("a", encoding="utf-8") as log:
+        log.write(f"{_command(task)}\n")
+
+
+def _command(task: Task) -> str:
+    return f"$ {shlex.join(task.arguments)}"
+
+
+def _said(task: Task, codes: Mapping[str, int]) -> str:
+    """Why a task has not come to its end, in a line: the last error of its last attempt."""
+    code = codes.get(task.name)
     if code in (130, 143):
         return "interrupted; continue with --resume"
     if not task.log.is_file():
         return "not run"
-    lines = task.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    text = task.log.read_text(encoding="utf-8", errors="replace")
+    lines = text.rpartition(f"{_command(task)}\n")[2].splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
-    return (errors or lines or [f"exit code {code}"])[-1]
+    return (errors or lines or ["not known" if code is None else f"exit code {code}"])[-1]

@@ -2,15 +2,22 @@
 
 import csv
 import json
+import shutil
+import sys
 import time
 
 import pytest
 import yaml
 
 import processes
+from sfumato.interruption import Interruption
+from sfumato.jobs import Processes, Task
+from sfumato.sweep_runner import Runner
+from sfumato.sweep_targets import Evaluations, Planned, Trainings
 from small import SMALL
 
 QUICK = ["--set", "evaluation.count=4"]
+NOTHING = ["--set", "evaluation.metrics=[]", "--set", "evaluation.studies=[]"]
 
 
 def runs(out):
@@ -124,7 +131,7 @@ def test_points_share_the_stages_that_they_have_in_common(registry_file, call, t
 @pytest.mark.slow
 def test_a_point_that_fails_stops_no_other_and_stands_in_the_table(registry_file, call, tmp_path):
     code, out, err = call(
-        *("--registry", registry_file, "sweep", "small", "--out", "swept", *QUICK),
+        *("--registry", registry_file, "sweep", "small", "--out", "swept", *NOTHING),
         *("--sweep", "stages.denoiser.learning_rate=1e30,1e-3"),
     )
     assert code == 1
@@ -133,6 +140,39 @@ def test_a_point_that_fails_stops_no_other_and_stands_in_the_table(registry_file
     assert failed["status"].startswith("error: stage denoiser, step ")
     assert fine["status"] == "completed"
     assert "- `learning_rate=1e+30`: error: stage denoiser" in out
+    assert "# small: 1 of 2 runs" in out  # one that measures nothing is a run too
+
+
+class Failing(Trainings):
+    """Each attempt adds a character to a file and fails; the first says why."""
+
+    PROGRAM = (
+        "import sys\n"
+        "file = open(sys.argv[1], 'a')\n"
+        "print('error: boom' if file.tell() == 0 else 'Killed')\n"
+        "file.write('x')\n"
+        "sys.exit(1)\n"
+    )
+
+    def _planned(self, point, name):
+        command = (sys.executable, "-S", "-c", self.PROGRAM, str(self.out / "attempts"))
+        task = Task(name=name, arguments=command, log=self.out / "logs" / f"{name}.txt")
+        return Planned(settings=point, seed=0, task=task, folder=self.out / name)
+
+
+def test_why_a_point_has_failed_is_told_of_its_last_attempt(registry, tmp_path):
+    target = Failing(name="small", registry=registry, out=tmp_path)
+    for said in ("error: boom", "Killed"):
+        runner = Runner(
+            target=target,
+            executor=Processes(1),
+            jobs=1,
+            interruption=Interruption(),
+            told=lambda line: None,
+        )
+        (row,) = runner.run(target.planned([{"seed": 0}]))
+        assert (row.status, row.complete) == (said, False)
+    assert "error: boom" in (tmp_path / "logs" / "seed=0.txt").read_text()
 
 
 @pytest.mark.slow
@@ -199,6 +239,9 @@ def test_a_run_is_swept_over_without_training(small_run, call, tmp_path):
     code, _, err = call(*arguments, "--resume", "--set", "sampling.steps=2")
     assert code == 2
     assert "scale=1: swept/scale=1: was measured with other settings; choose another --out" in err
+    assert (
+        (tmp_path / "swept" / "table.md").read_text().startswith(f"# {small_run}@10: 2 of 2 runs")
+    )
     half = tmp_path / "swept" / "scale=9"
     (half / "results.json").unlink()  # as a kill leaves it
     assert call(*arguments, "--resume")[0] == 0
@@ -210,3 +253,37 @@ def test_a_wrong_point_of_a_run_is_told_before_anything_is_drawn(small_run, call
     assert code == 2
     assert err.startswith("error: scale=high: --set: guidance.scale: expected number, got the text")
     assert not (tmp_path / "swept").exists()
+
+
+def test_all_points_draw_from_one_checkpoint(small_run, registry, tmp_path):
+    """RUN is RUN@STEP from the start, and an earlier one may be named."""
+    points = [{"guidance.scale": 1}, {"guidance.scale": 2}]
+    for name, step in ((str(small_run), 10), (f"{small_run}@4", 4)):
+        target = Evaluations(name=name, registry=registry, out=tmp_path / "swept")
+        drawn = {point.task.arguments[4] for point in target.planned(points)}
+        assert drawn == {f"{small_run}@{step}"}
+
+
+def test_what_an_evaluation_has_not_written_is_never_removed(small_run, call, tmp_path):
+    """Neither in its own folder, nor in that of a sweep of trainings, which is another."""
+    for out in ("runs/run-evaluations", "runs/run-sweep"):
+        trained = shutil.copytree(small_run, tmp_path / out / "scale=1")
+        given = ["--out", out] if out == "runs/run-sweep" else []
+        for _ in range(2):
+            code, _, err = call("sweep", small_run, "guidance.scale=1,2", "--resume", *given)
+            said = "holds what no evaluation has written; choose another --out"
+            assert (code, err) == (2, f"error: scale=1: {out}/scale=1: {said}\n")
+            assert (trained / "checkpoints" / "step-00000010" / "manifest.json").is_file()
+            (trained / "run.json").unlink(missing_ok=True)  # then it is no run, and still not ours
+
+
+def test_a_run_with_nothing_to_measure_is_told_before_anything_is_drawn(small_run, call):
+    code, _, err = call(
+        *("sweep", small_run, "--sweep", "guidance.scale=1,2", "--out", "swept"),
+        *NOTHING,
+    )
+    assert code == 2
+    assert err.splitlines()[0] == (
+        "error: scale=1: evaluation: nothing is to be measured; name metrics or studies, such as "
+        "--set evaluation.metrics=[shape_accuracy]"
+    )

@@ -7,11 +7,10 @@ what it measured.
 from __future__ import annotations
 
 import json
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
@@ -19,8 +18,9 @@ from sfumato import checkpoint, evaluation, evaluations, jobs, resumption, setti
 from sfumato.errors import CheckpointError, ConfigError, SfumatoError
 from sfumato.jobs import Task
 from sfumato.pipeline import Pipeline
+from sfumato.references import parted
 from sfumato.registry import Registry
-from sfumato.runs import Run
+from sfumato.runs import Run, Stored
 from sfumato.sweep import SEED
 from sfumato.training import rehearse
 
@@ -49,7 +49,7 @@ class Planned:
 
 
 @attrs.frozen(kw_only=True)
-class Swept(ABC):
+class Target(ABC):
     """What is swept over.
 
     Attributes:
@@ -59,7 +59,10 @@ class Swept(ABC):
         overrides: of all points, below their own.
         options: of our command, before its name, such as `--registry FILE`.
         device: as torch names it.
+        trains: whether points are trained.
     """
+
+    trains: ClassVar[bool]
 
     name: str
     registry: Registry
@@ -112,12 +115,14 @@ class Swept(ABC):
         """Makes room for a point that is not complete, as it is about to begin."""
 
     @abstractmethod
-    def results(self, point: Planned) -> Mapping[str, Any]:
-        """What its run measured, as `run.json` has it; nothing where it has not come to its end."""
+    def results(self, point: Planned) -> Mapping[str, Any] | None:
+        """What its run measured, as `run.json` has it; None where it has not come to its end."""
 
 
-class Trainings(Swept):
+class Trainings(Target):
     """An experiment: each point is trained."""
+
+    trains = True
 
     def seed(self) -> int:
         """Of the experiment."""
@@ -142,15 +147,33 @@ class Trainings(Swept):
     def clear(self, point: Planned) -> None:
         """Nothing: a run goes on from what it has."""
 
-    def results(self, point: Planned) -> Mapping[str, Any]:
+    def results(self, point: Planned) -> Mapping[str, Any] | None:
         """Those of the run that is complete."""
         record = Run(point.folder).record()
-        found: Mapping[str, Any] = record.get("results", {})
-        return found if record.get("status") == "completed" else {}
+        return record["results"] if record.get("status") == "completed" else None
 
 
-class Evaluations(Swept):
-    """A trained run: each point draws from it with other settings, and is measured."""
+def _pinned(run: str) -> str:
+    """RUN as RUN@STEP, so that all points draw from one checkpoint, whatever the run comes to."""
+    name, step = parted(run)
+    if step is None:
+        found = Run.open(name)
+        found.newest_checkpoint()
+        step = found.checkpoint_steps()[-1]
+    return f"{name}@{step}"
+
+
+@attrs.frozen(kw_only=True)
+class Evaluations(Target):
+    """A trained run: each point draws from it with other settings, and is measured.
+
+    Attributes:
+        name: RUN@STEP; of a RUN its newest checkpoint.
+    """
+
+    trains = False
+
+    name: str = attrs.field(converter=_pinned)
 
     def seed(self) -> int:
         """Of the run."""
@@ -159,6 +182,9 @@ class Evaluations(Swept):
     def _planned(self, point: Point, name: str) -> Planned:
         changes = self.changed({key: value for key, value in point.items() if key != SEED})
         measured, seed = self._settings(changes).evaluation, int(point.get(SEED, self.seed()))
+        if not (measured.metrics or measured.studies):
+            remedy = "name metrics or studies, such as --set evaluation.metrics=[shape_accuracy]"
+            raise ConfigError("nothing is to be measured", place="evaluation", remedy=remedy)
         pipeline = Pipeline.load(self.name, changes, self.registry, evaluates=True)
         evaluation.check(pipeline, measured, evaluation.held_out(pipeline, measured))
         folder = self.out / name
@@ -169,12 +195,13 @@ class Evaluations(Swept):
         return Planned(settings=point, seed=seed, task=task, folder=folder)
 
     def _check(self, folder: Path, changes: Sequence[str], seed: int) -> None:
-        """Raises ConfigError where results are there, and are those of something else."""
+        """Raises ConfigError where something else is there, or results of something else."""
+        _left(folder)
         record = self._record(folder)
         if not record:
             return
         before, now = (settings.plain(self._settings(some)) for some in ((), changes))
-        files = checkpoint.hashes(Run.open(self.name).newest_checkpoint())
+        files = checkpoint.hashes(Stored.find(self.name, "", self.registry.catalogue).path)
         for what, found, wanted in (
             ("settings", record["settings"], evaluations.changed(before, now)),
             ("noise", record["seed"], seed),
@@ -188,20 +215,19 @@ class Evaluations(Swept):
 
     def is_complete(self, point: Planned) -> bool:
         """Whether there are results: they are written last."""
-        return bool(self.results(point))
+        return self.results(point) is not None
 
     def clear(self, point: Planned) -> None:
         """Removes what an evaluation that was killed has left: it begins in an empty folder."""
-        if point.folder.is_dir():
-            shutil.rmtree(point.folder)
+        for path in _left(point.folder):
+            path.unlink()
 
-    def results(self, point: Planned) -> Mapping[str, Any]:
+    def results(self, point: Planned) -> Mapping[str, Any] | None:
         """Those of the evaluation."""
-        found: Mapping[str, Any] = self._record(point.folder).get("results", {})
-        return found
+        return self._record(point.folder).get("results")
 
     def _settings(self, changes: Sequence[str]) -> Experiment:
-        tree = Run.open(self.name).settings()
+        tree = Run.open(parted(self.name)[0]).settings()
         return self.registry.structure(self.registry.override(tree, changes), self.name)
 
     def _record(self, folder: Path) -> dict[str, Any]:
@@ -211,3 +237,16 @@ class Evaluations(Swept):
             return {}
         except ValueError as error:
             raise CheckpointError("cannot be read", place=str(folder)) from error
+
+
+def _left(folder: Path) -> list[Path]:
+    """The files of an evaluation in a folder, which may not be there.
+
+    Raises:
+        ConfigError: it holds anything else, above all a run, which nobody is to remove.
+    """
+    found = list(folder.iterdir()) if folder.is_dir() else []
+    if Run.begun(folder) or any(one.suffix not in (".png", ".json") for one in found):
+        problem, remedy = "holds what no evaluation has written", "choose another --out"
+        raise ConfigError(problem, place=str(folder), remedy=remedy)
+    return found
