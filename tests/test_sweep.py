@@ -56,6 +56,8 @@ def test_a_point_that_stands_twice_is_refused_unless_a_label_tells_them_apart():
     assert str(error.value) == (
         'sweep: the point {"a": 2} stands twice; drop one, or tell them apart by a label'
     )
+    with pytest.raises(ConfigError, match="stands twice"):
+        of("{grid: {a: [1, 1.0]}}").points()
     found = of("{grid: {a: [1, 2]}, list: [{label: again, a: 2}]}").points()
     assert [sweep.overrides(point) for point in found] == [["a=1"], ["a=2"], ["a=2"]]
 
@@ -72,6 +74,14 @@ def test_commas_inside_of_brackets_and_quotes_part_nothing():
     }
     assert found.zip == {"x": (1e-4, None), "y": (True, "no")}
     assert len(found.points()) == 16
+
+
+def test_a_key_that_is_given_twice_is_refused():
+    with pytest.raises(ConfigError) as error:
+        sweep.from_arguments(["seed=0,1", "a=1", "seed=2,3"], [])
+    assert str(error.value) == (
+        "--sweep: seed is swept over twice; give all values of a key at once"
+    )
 
 
 @pytest.mark.parametrize("text", ["a", "a=", "=1"])

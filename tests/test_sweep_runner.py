@@ -52,6 +52,29 @@ def test_every_wrong_point_is_told_before_anything_is_made(registry_file, call, 
     assert not (tmp_path / "swept").exists()
 
 
+def test_what_would_be_without_effect_is_refused(registry_file, call, tmp_path):
+    start = ["--registry", registry_file, "sweep", "small", "--out", "swept", "--sweep", "seed=0,1"]
+    assert call(*start, "--set", "seed=3")[::2] == (
+        2, "error: --set seed=3: is swept over, and given for all points; leave one out\n"
+    )  # fmt: skip
+    assert call(*start, "--trials", "3")[::2] == (
+        2, "error: --trials: there is no search to try; leave it, or give the sweep a `search`\n"
+    )  # fmt: skip
+    assert not (tmp_path / "swept").exists()
+
+
+def test_a_folder_of_another_sweep_is_not_gone_on_with(registry_file, call, small_run, tmp_path):
+    shutil.copytree(small_run, tmp_path / "swept" / "scale=9")
+    assert call(
+        *("--registry", registry_file, "sweep", "small", "--out", "swept"),
+        *("--sweep", "seed=0,1", "--resume"),
+    )[::2] == (
+        2, "error: swept: holds points of another sweep: scale=9; name all points that it has, or "
+        "choose another --out\n",
+    )  # fmt: skip
+    assert not (tmp_path / "swept" / "seed=0").exists()
+
+
 def test_a_point_that_training_would_refuse_is_told_too(registry_file, call, tmp_path):
     code, _, err = call(
         *("--registry", registry_file, "sweep", "small", "--out", "swept"),

@@ -102,11 +102,19 @@ class Sweep:
         crossed = [{**one, **other} for one in grid for other in tied or [{}]]
         swept = bool(self.grid or self.zip)
         found = [*(crossed if swept or not self.list else []), *map(dict, self.list)]
-        for point, count in Counter(json.dumps(one, sort_keys=True) for one in found).items():
-            if count > 1:
+        counts = Counter(map(_alike, found))
+        for point in found:
+            if counts[_alike(point)] > 1:
+                said = json.dumps(point, sort_keys=True)
                 remedy = f"drop one, or tell them apart by a {LABEL}"
-                raise ConfigError(f"the point {point} stands twice", place="sweep", remedy=remedy)
+                raise ConfigError(f"the point {said} stands twice", place="sweep", remedy=remedy)
         return tuple(found)
+
+
+def _alike(point: Mapping[str, Any]) -> str:
+    """The same text for points with equal values, such as 1 and 1.0."""
+    text = json.dumps(point, sort_keys=True)
+    return json.dumps(json.loads(text, parse_int=float))
 
 
 def _points(keys: Iterable[str], found: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
@@ -119,6 +127,10 @@ def from_arguments(grid: Sequence[str], tied: Sequence[str]) -> Sweep:
     Raises:
         ConfigError: a text is not of this form, or they do not fit each other.
     """
+    keys = Counter(text.partition("=")[0].strip() for text in (*grid, *tied))
+    if twice := [key for key, count in keys.items() if count > 1]:
+        remedy = "give all values of a key at once"
+        raise ConfigError(f"{twice[0]} is swept over twice", place="--sweep", remedy=remedy)
     try:
         return Sweep(grid=dict(map(_parsed, grid)), zip=dict(map(_parsed, tied)))
     except ValueError as error:

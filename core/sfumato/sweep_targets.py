@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
-from sfumato import checkpoint, evaluation, evaluations, jobs, resumption, settings, sweep
+from sfumato import checkpoint, evaluation, evaluations, jobs, resumption, runs, settings, sweep
 from sfumato.errors import CheckpointError, ConfigError, SfumatoError
 from sfumato.jobs import Task
 from sfumato.pipeline import Pipeline
@@ -60,9 +60,11 @@ class Target(ABC):
         options: of our command, before its name, such as `--registry FILE`.
         device: as torch names it.
         trains: whether points are trained.
+        record: the file that a point's folder has once it has begun.
     """
 
     trains: ClassVar[bool]
+    record: ClassVar[str]
 
     name: str
     registry: Registry
@@ -77,6 +79,11 @@ class Target(ABC):
         Raises:
             ConfigError: lists what is wrong with each.
         """
+        swept = {key for point in points for key in point}
+        for text in self.overrides:
+            if text.partition("=")[0].strip() in swept:
+                problem, remedy = "is swept over, and given for all points", "leave one out"
+                raise ConfigError(problem, place=f"--set {text}", remedy=remedy)
         found, errors = [], []
         for point, name in zip(points, sweep.names(points), strict=True):
             try:
@@ -86,6 +93,19 @@ class Target(ABC):
         if errors:
             raise ConfigError.joined(errors)
         return found
+
+    def refuse_another(self, points: Sequence[Planned]) -> None:
+        """Raises ConfigError where the folder holds a point that is none of these: it would not be
+        in the table any more.
+        """
+        names = [point.folder.name for point in points]
+        held = [path.parent.name for path in self.out.glob(f"*/{self.record}")]
+        if others := sorted(set(held) - set(names)):
+            raise ConfigError(
+                f"holds points of another sweep: {', '.join(others[:3])}",
+                place=str(self.out),
+                remedy="name all points that it has, or choose another --out",
+            )
 
     @abstractmethod
     def seed(self) -> int:
@@ -122,7 +142,7 @@ class Target(ABC):
 class Trainings(Target):
     """An experiment: each point is trained."""
 
-    trains = True
+    trains, record = True, runs.RECORD
 
     def seed(self) -> int:
         """Of the experiment."""
@@ -171,7 +191,7 @@ class Evaluations(Target):
         name: RUN@STEP; of a RUN its newest checkpoint.
     """
 
-    trains = False
+    trains, record = False, evaluations.RESULTS
 
     name: str = attrs.field(converter=_pinned)
 

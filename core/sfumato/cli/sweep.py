@@ -70,6 +70,9 @@ def command(
     given = [*(grid or []), *(more or [])], tied or []
     points = _points(name, *given, None if trained else registry)
     if trials is not None:
+        if not points.search:
+            problem, remedy = "there is no search to try", "leave it, or give the sweep a `search`"
+            raise ConfigError(problem, place="--trials", remedy=remedy)
         points = attrs.evolve(points, trials=trials)
     out = _folder(name, out, resume, trained)
     from sfumato import jobs, sweep_runner, sweep_targets
@@ -134,6 +137,7 @@ def _made(points: Sweep, runner: Runner) -> list[Row]:
     from sfumato import claim
 
     planned = runner.target.planned(points.points())
+    runner.target.refuse_another(planned)
     typer.echo(f"{len(planned)} points in {runner.target.out}, {runner.jobs} at once")
     with claim.claimed(runner.target.out):
         return runner.run(planned)
