@@ -273,7 +273,7 @@ def test_a_fingerprint_is_that_of_the_weights():
 
 def test_who_cannot_judge_is_refused(tmp_path):
     for named, message in (
-("nowhere", "nowhere: is not a run folder: it has no settings.yaml"),
+        ("nowhere", "nowhere: is not a run folder: it has no settings.yaml; models that come with sfumato: shapes"),
         ("run", "metric.clip_score: the text encoder NoneType has no image encoder beside it; use a joint text_encoder such as clip, or leave this out"),
     ):  # fmt: skip
         with pytest.raises(ConfigError) as error:
