@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfumato.cli.session import Overrides
+from sfumato.cli.session import Device, Overrides
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -36,7 +36,7 @@ def command(
     out: Annotated[
         Path | None, typer.Option(help="An empty folder; by default one in RUN/evaluations.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="As torch names it.")] = None,
+    device: Device = None,
 ) -> None:
     """Measure a trained run: metrics over pictures of prompts, and studies. Its record stays."""
     registry = context.obj.registry()

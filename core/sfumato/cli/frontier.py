@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sfumato.cli.session import Overrides
+from sfumato.cli.session import Device, Overrides
 
 STUDY = "evaluation.studies.0"
 
@@ -27,7 +27,7 @@ def command(
     out: Annotated[
         Path | None, typer.Option(help="An empty folder; by default one in RUN/evaluations.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="As torch names it.")] = None,
+    device: Device = None,
 ) -> None:
     """Measure alignment against diversity and fidelity over a grid of guidance scales."""
     registry = context.obj.registry()

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sfumato.cli.session import Device, Locked
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -21,10 +23,8 @@ def command(
         Path | None,
         typer.Option(help="The new run folder; by default runs/NAME-again, or the next free."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="As torch names it.")] = None,
-    locked: Annotated[
-        bool, typer.Option("--locked", help="Refuse plugins other than those of RUN/plugins.lock.")
-    ] = False,
+    device: Device = None,
+    locked: Locked = False,
 ) -> None:
     """Train a run again from its own settings; 1 where log, results or weights differ."""
     registry = context.obj.registry()

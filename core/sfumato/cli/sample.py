@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sfumato.cli.session import Overrides
+from sfumato.cli.session import Device, Locked, Overrides
 from sfumato.errors import ConfigError
 from sfumato.references import is_run
 
@@ -56,10 +56,8 @@ def command(
         Path | None,
         typer.Option(help="The PNG; by default in RUN/samples, of a packaged model in ./samples."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="As torch names it.")] = None,
-    locked: Annotated[
-        bool, typer.Option("--locked", help="Refuse plugins other than those of RUN/plugins.lock.")
-    ] = False,
+    device: Device = None,
+    locked: Locked = False,
 ) -> None:
     """Draw pictures of prompts with a trained run: a row for each prompt, its settings inside the
     PNG.

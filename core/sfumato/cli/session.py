@@ -35,6 +35,11 @@ Overrides = Annotated[
     typer.Option("--set", help="PATH=VALUE; may be repeated.", callback=_each_once),
 ]
 
+Device = Annotated[str | None, typer.Option(help="As torch names it.")]
+Locked = Annotated[
+    bool, typer.Option("--locked", help="Refuse plugins other than those of RUN/plugins.lock.")
+]
+
 
 @attrs.frozen
 class Session:

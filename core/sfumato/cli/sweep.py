@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import attrs
 import typer
 
-from sfumato.cli.session import Overrides, Session
+from sfumato.cli.session import Device, Overrides, Session
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def command(
         list[str] | None,
         typer.Option(help="KEY=VALUE for submitit, such as timeout_min=60; may be repeated."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="As torch names it.")] = None,
+    device: Device = None,
 ) -> None:
     """Make a run for each point of a sweep, and a table of what they measured."""
     registry = context.obj.registry()

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sfumato.cli.session import Overrides
+from sfumato.cli.session import Device, Overrides
 from sfumato.errors import ConfigError
 
 
@@ -35,7 +35,7 @@ def command(
         Path | None,
         typer.Option(help="Runs whose finished stages are taken where they are the same."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="As torch names it.")] = None,
+    device: Device = None,
     locked: Annotated[
         bool, typer.Option("--locked", help="Refuse plugins other than those of ./plugins.lock.")
     ] = False,
